@@ -332,5 +332,5 @@ def checked_maps(x: Tensor, channels: int, who: str) -> Tensor:
         hint = " (channels last? use x.permute(0, 3, 1, 2))" if x.shape[3] == channels else ""
         raise ValueError(f"{who} was built for {channels} channels, but x has shape {tuple(x.shape)}{hint}.")
     if not x.is_floating_point():
-        raise TypeError(f"{who} takes floating-point numbers, not {x.dtype} (a picture? x.float() / 255, then normalise).")
+        raise TypeError(f"{who} takes floating-point numbers, not {x.dtype} (a picture? x.float() / 255, then normalize).")
     return x

@@ -1,0 +1,1 @@
+"""What the notebooks stand on; nobody needs it to use SCNet."""

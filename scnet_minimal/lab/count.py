@@ -1,0 +1,76 @@
+"""What a network costs and how far it sees: parameters, multiply-adds, receptive fields, counted and measured."""
+import copy
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+class Cost(NamedTuple):
+    """parameters; multiply_adds of convolutions and linear layers; norm_outputs, the values that batch norms write."""
+
+    parameters: int
+    multiply_adds: int
+    norm_outputs: int
+
+    @property
+    def published_flops(self) -> int:
+        """FLOPs as the authors' read-me counts them: 2 * (multiply-adds + 2 * norm outputs); their MAdds are half."""
+        return 2 * (self.multiply_adds + 2 * self.norm_outputs)
+
+
+def cost(module: nn.Module, *shape: int) -> Cost:
+    """The Cost of one input of this shape, without the batch: cost(scnet50(), 3, 224, 224).
+
+    Nothing is computed: a copy of the module runs on torch's meta device, where tensors have a shape and no values.
+    """
+    ghost = copy.deepcopy(module).to("meta").eval()
+    norm_outputs = 0
+
+    def add(_module, _inputs, output):
+        nonlocal norm_outputs
+        norm_outputs += output.numel()
+
+    for m in ghost.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            m.register_forward_hook(add)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        ghost(torch.empty(1, *shape, device="meta"))
+    parameters = sum(p.numel() for p in module.parameters())
+    return Cost(parameters, counter.get_total_flops() // 2, norm_outputs)     # torch counts a multiply-add as two
+
+
+def receptive_field(layers: Iterable[tuple[int, int, int]]) -> int:
+    """Side, in input pixels, of the square that one output pixel sees through layers in series.
+
+    layers: (kernel, stride, dilation) of each convolution or pooling, from the input on.
+    Each adds (kernel - 1) * dilation steps, and a step is as long as all strides before it multiplied.
+    """
+    side, step = 1, 1
+    for kernel, stride, dilation in layers:
+        side += (kernel - 1) * dilation * step
+        step *= stride
+    return side
+
+
+def measured_field(module: nn.Module, channels: int, size: int = 64, at: tuple[int, int] | None = None) -> Tensor:
+    """Which input pixels reach the output pixel `at` (row, column; default: the middle): bool (size, size).
+
+    Measured, not counted: a pixel is in the field where the gradient of that output, over all channels, is not zero.
+    """
+    module = copy.deepcopy(module).double().eval()
+    x = torch.randn(1, channels, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    y = module(x.requires_grad_())
+    row, column = at or (y.shape[2] // 2, y.shape[3] // 2)
+    y[0, :, row, column].sum().backward()
+    return x.grad[0].abs().sum(0) > 0
+
+
+def sides(field: Tensor) -> tuple[int, int]:
+    """Height and width, px, of the smallest box around a field of booleans (H, W)."""
+    rows, columns = field.any(1).nonzero(), field.any(0).nonzero()
+    if not len(rows):
+        return 0, 0
+    return int(rows[-1] - rows[0]) + 1, int(columns[-1] - columns[0]) + 1

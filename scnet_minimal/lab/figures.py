@@ -1,0 +1,134 @@
+"""One look for all pictures of the course: colours with a fixed meaning, alt text, and the block's diagram."""
+import matplotlib.pyplot as plt
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle, FancyArrowPatch
+from torch import Tensor
+
+# Okabe and Ito's colours, told apart by colour-blind eyes; each stands for the same thing in every notebook.
+SC, PLAIN, DILATED, GHOST, OTHER, INK = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8C8C8C", "#222222"
+
+plt.rcParams.update({
+    "figure.dpi": 110, "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": INK,
+    "axes.titlesize": 10.5, "axes.titlelocation": "left", "image.cmap": "gray", "legend.frameon": False})
+
+
+def show(fig: Figure, alt: str) -> None:
+    """Display a figure once, with words for those who cannot see it (kept in the notebook and in its web page)."""
+    from IPython.display import display
+
+    display(fig, metadata={"image/png": {"alt": alt}})
+    plt.close(fig)
+
+
+def bars(ax, found: dict[str, list[float]], colours: dict[str, str], *, chance: float | None = None) -> None:
+    """Horizontal bars of mean accuracy (0 to 1, drawn in %) with a dot for every seed; names from top to bottom."""
+    for row, (name, values) in enumerate(found.items()):
+        mean = 100 * sum(values) / len(values)
+        ax.barh(row, mean, color=colours.get(name, OTHER), height=0.66)
+        ax.plot([100 * v for v in values], [row] * len(values), "o", ms=4, color="white", mec=INK, mew=0.8)
+        ax.text(102, row, f"{mean:.0f} %", va="center")
+    ax.set_yticks(range(len(found)), found)
+    ax.invert_yaxis()
+    ax.set(xlim=(0, 100), xlabel="test accuracy, %")
+    if chance is not None:
+        ax.axvline(100 * chance, color=INK, lw=1, ls=":")
+        ax.text(100 * chance, -0.62, "guessing", ha="center", va="bottom", fontsize=9)
+
+
+def maps_by_hand(picture: Tensor, r: int = 4) -> dict[str, Tensor]:
+    """The block's maps for one grey picture (H, W) in 0..1, with kernels set by hand so that each step can be seen.
+
+    k2 averages and stretches the contrast, k3 keeps edges, k4 and k1 smooth a little.  Nothing here is trained.
+    """
+    x1 = x2 = picture[None, None]
+    box, laplace = torch.full((1, 1, 3, 3), 1 / 9), torch.tensor([[[[-1., -1, -1], [-1, 8, -1], [-1, -1, -1]]]])
+    small = F.avg_pool2d(x1, r)
+    k2 = F.conv2d(F.pad(small, (1, 1, 1, 1), "replicate"), box)
+    k2 = 9 * (k2 - k2.mean()) / k2.std()
+    wide = F.interpolate(k2, size=x1.shape[2:])
+    gate = torch.sigmoid(x1 + wide)
+    k3 = F.conv2d(F.pad(x1, (1, 1, 1, 1), "replicate"), laplace).abs()
+    soft = torch.tensor([[[[1., 2, 1], [2, 4, 2], [1, 2, 1]]]]) / 16
+    y1, y2 = F.conv2d(k3 * gate, soft, padding=1), F.conv2d(F.pad(x2, (1, 1, 1, 1), "replicate"), soft)
+    found = dict(x1=x1, small=small, k2=k2, wide=wide, gate=gate, k3=k3, gated=k3 * gate, y1=y1, x2=x2, y2=y2)
+    return {name: m[0, 0] for name, m in found.items()}
+
+
+def block_diagram(maps: dict[str, Tensor], r: int = 4) -> Figure:
+    """The self-calibrated convolution as a picture whose boxes are maps: see maps_by_hand for their names."""
+    fig = plt.figure(figsize=(10.4, 5.4), facecolor="white")
+    ax = fig.add_axes((0, 0, 1, 1))
+    ax.set(xlim=(0, 104), ylim=(0, 54))
+    ax.set_axis_off()
+    top, middle, bottom = 41, 23, 5                                  # the lower edges of the three lanes of maps
+    side = 10.0
+
+    def tile(name, x, y, caption, colour=INK, **limits):
+        m = maps[name]
+        ax.imshow(m.detach(), extent=(x, x + side, y, y + side), zorder=2, aspect="auto", interpolation="nearest", **limits)
+        ax.add_patch(plt.Rectangle((x, y), side, side, fill=False, ec=colour, lw=1.8, zorder=3))
+        ax.text(x + side / 2, y - 0.8, caption, ha="center", va="top", fontsize=9, color=colour)
+
+    def arrow(start, end, label="", colour=INK, bend="arc3", above=0.9):
+        ax.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=11, lw=1.5, color=colour,
+                                     connectionstyle=bend, shrinkA=0, shrinkB=0, zorder=1))
+        if label:
+            ax.text((start[0] + end[0]) / 2, max(start[1], end[1]) + above, label, ha="center", va="bottom",
+                    fontsize=9.5, weight="bold", color=colour)
+
+    def joint(x, y, sign, colour):
+        ax.add_patch(Circle((x, y), 1.5, fc="white", ec=colour, lw=1.6, zorder=4))
+        ax.text(x, y - 0.08, sign, ha="center", va="center", fontsize=12, color=colour, zorder=5)
+
+    half, mid_top, mid_mid, mid_bot = side / 2, top + side / 2, middle + side / 2, bottom + side / 2
+    # the input, split into two halves of its channels
+    for k in range(5, -1, -1):
+        colour = PLAIN if k > 2 else SC
+        ax.add_patch(plt.Rectangle((1 + 0.7 * k, 17 + 0.7 * k), 6.5, 6.5, fc="white", ec=colour, lw=1.4, zorder=10 - k))
+    ax.text(6, 15.8, "x\nC × H × W", ha="center", va="top", fontsize=9)
+    arrow((9.2, 24), (16, mid_mid), colour=SC)
+    arrow((11.2, 19.5), (16, mid_bot + 2), colour=PLAIN)
+    tile("x1", 16, middle, "x₁: half the channels\nC/2 × H × W", SC)
+    tile("x2", 16, bottom, "x₂: the other half", PLAIN)
+    # the wide look
+    ax.plot([16 + half, 16 + half], [middle + side, mid_top], color=SC, lw=1.5, zorder=1)
+    arrow((16 + half, mid_top), (32, mid_top), f"average\npool {r}×{r}", SC)
+    tile("small", 32, top, f"C/2 × H/{r} × W/{r}", SC)
+    arrow((42, mid_top), (49, mid_top), "K₂\n3×3", SC)
+    tile("k2", 49, top, f"sees {3 * r}×{3 * r} px of x₁", SC)
+    arrow((59, mid_top), (66, mid_top), "up\n" + f"×{r}", SC)
+    tile("wide", 66, top, "C/2 × H × W", SC)
+    arrow((76, mid_top), (80, mid_top), "", SC)
+    joint(81.5, mid_top, "+", SC)
+    arrow((83, mid_top), (88, mid_top), "sigmoid", SC)
+    tile("gate", 88, top, "gate, in (0, 1)", SC, vmin=0, vmax=1, cmap="viridis")
+    # x1 itself also goes to the plus: a rail between the two upper lanes
+    rail = middle + side + 3.2
+    ax.plot([16 + half, 81.5], [rail, rail], color=SC, lw=1.5, zorder=1)
+    arrow((81.5, rail), (81.5, mid_top - 1.6), "", SC)
+    ax.plot(16 + half, rail, "o", ms=4, color=SC)
+    ax.text(50, rail + 0.5, "x₁ as it is", fontsize=9, color=SC, ha="center")
+    # the middle lane: what the gate is laid upon
+    arrow((26, mid_mid), (40, mid_mid), "K₃  3×3", SC)
+    tile("k3", 40, middle, "K₃(x₁)", SC)
+    arrow((50, mid_mid), (55.2, mid_mid), "", SC)
+    joint(56.8, mid_mid, "×", SC)
+    ax.plot([93, 93, 56.8], [top - 3.4, rail - 2, rail - 2], color=SC, lw=1.5, zorder=1)
+    arrow((56.8, rail - 2), (56.8, mid_mid + 1.6), "", SC)
+    arrow((58.4, mid_mid), (63, mid_mid), "", SC)
+    tile("gated", 63, middle, "K₃(x₁) · gate", SC)
+    arrow((73, mid_mid), (80, mid_mid), "K₄\n3×3", SC)
+    tile("y1", 80, middle, "y₁: calibrated", SC)
+    # the lower lane: an ordinary convolution
+    arrow((26, mid_bot), (80, mid_bot), "K₁  3×3,  an ordinary convolution", PLAIN)
+    tile("y2", 80, bottom, "y₂", PLAIN)
+    # both halves side by side again
+    arrow((90, mid_mid), (95, 24), colour=SC)
+    arrow((90, mid_bot), (95, 19.5), colour=PLAIN)
+    for k in range(5, -1, -1):
+        colour = PLAIN if k > 2 else SC
+        ax.add_patch(plt.Rectangle((94 + 0.6 * k, 17.5 + 0.7 * k), 5.5, 6, fc="white", ec=colour, lw=1.4, zorder=10 - k))
+    ax.text(98.5, 16.3, "y = [y₁, y₂]\nC × H × W", ha="center", va="top", fontsize=9)
+    return fig
