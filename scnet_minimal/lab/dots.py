@@ -6,7 +6,7 @@ a block whose window never holds both can do no better than guess, 50 %.
 
     accuracy = train(lambda: nn.Conv2d(16, 16, 3, padding=1), seed=0)
 
-trains stem -> block -> ReLU -> global average -> linear on 3,000 such pictures and tests it on 1,000 others.
+trains stem -> block -> ReLU -> global average -> linear on 2,000 such pictures and tests it on 1,000 others.
 """
 import threading
 from collections.abc import Callable, Iterable
@@ -22,7 +22,7 @@ CHANNELS = 16   # that the stem gives and the block keeps
 _INITIALISING = threading.Lock()   # initial weights come from torch's one global generator
 
 
-def two_dots(n: int, seed: int, *, distance: tuple[float, float] = (3, 12), size: int = 24) -> tuple[Tensor, Tensor]:
+def two_dots(n: int, seed: int, *, distance: tuple[float, float] = (4, 12), size: int = 20) -> tuple[Tensor, Tensor]:
     """n pictures (n, 3, size, size) float32 and labels (n,): 1 where the colours match, exactly half of them.
 
     distance: the least and the greatest length of the line between the dots' centres, px; any direction.
@@ -49,15 +49,15 @@ def network(block: nn.Module) -> nn.Sequential:
                          block, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(CHANNELS, 2))
 
 
-def train(block: Callable[[], nn.Module], seed: int, *, epochs: int = 12, batch_size: int = 50, **data) -> float:
+def train(block: Callable[[], nn.Module], seed: int, *, epochs: int = 10, batch_size: int = 40, **data) -> float:
     """Test accuracy, 0 to 1, of a network around block() after training from this seed.  **data goes to two_dots."""
-    x, y = two_dots(3000, seed, **data)
+    x, y = two_dots(2000, seed, **data)
     test_x, test_y = two_dots(1000, 1_000_000 + seed, **data)
     with _INITIALISING, torch.random.fork_rng(devices=[]):             # leaves the caller's random numbers alone
         torch.manual_seed(seed)
         net = network(block())
-    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-2, total_steps=epochs * len(x) // batch_size)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=2e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-2, total_steps=epochs * len(x) // batch_size)
     shuffle = torch.Generator().manual_seed(seed)
     for _ in range(epochs):
         for rows in torch.randperm(len(x), generator=shuffle).split(batch_size):
@@ -70,7 +70,8 @@ def train(block: Callable[[], nn.Module], seed: int, *, epochs: int = 12, batch_
         return (net(test_x).argmax(1) == test_y).float().mean().item()
 
 
-def compare(blocks: dict[str, Callable[[], nn.Module]], seeds: Iterable[int] = (0, 1, 2), **data) -> dict[str, list[float]]:
+def compare(blocks: dict[str, Callable[[], nn.Module]], seeds: Iterable[int] = (0, 1, 2),
+            **data) -> dict[str, list[float]]:
     """train() for every block and seed, with a progress bar: {name: [accuracy of each seed]}.
 
     Networks this small gain nothing from several cores, so each run gets one, and as many runs go at once.
