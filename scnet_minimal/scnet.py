@@ -33,11 +33,11 @@ class PoolToFit(nn.AvgPool2d):
     """Average pooling whose window (and stride) shrinks to the map where the map is smaller, on each axis by itself.
 
     On maps of at least `kernel_size` on both axes this is nn.AvgPool2d to the bit; below that nn.AvgPool2d fails,
-    which is why the authors' network needs pictures of 97 px or more.  sym_min is `min` for torch.fx and torch.export.
+    which is why the authors' network needs pictures of 97 px or more.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        window = (torch.sym_min(self.kernel_size, x.shape[2]), torch.sym_min(self.kernel_size, x.shape[3]))
+        window = smaller(self.kernel_size, x.shape[2]), smaller(self.kernel_size, x.shape[3])
         return F.avg_pool2d(x, window, window)
 
 
@@ -318,6 +318,12 @@ def check_positive(**numbers: int) -> None:
     for name, value in numbers.items():
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a positive whole number, not {value!r}.")
+
+
+@torch.fx.wrap
+def smaller(a: int, b: int) -> int:
+    """min(a, b), as a leaf for torch.fx, and without fixing a size that torch.export keeps open."""
+    return torch.sym_min(a, b) if isinstance(b, torch.SymInt) else min(a, b)
 
 
 @torch.fx.wrap

@@ -131,6 +131,14 @@ def test_exports_with_a_dynamic_batch(x):
         torch.testing.assert_close(program.module()(y), model(y))
 
 
+def test_exports_with_dynamic_height_and_width():
+    model = small().eval()
+    height, width = torch.export.Dim("height", min=5, max=32), torch.export.Dim("width", min=5, max=32)
+    program = torch.export.export(model, (torch.randn(2, 3, 320, 320),), dynamic_shapes=({2: 32 * height, 3: 32 * width},))
+    y = torch.randn(2, 3, 256, 384)
+    torch.testing.assert_close(program.module()(y), model(y))
+
+
 @pytest.mark.parametrize("size", [(64, 64), (33, 50)])
 def test_feature_extractor_gives_the_four_maps(size):
     model = small().eval()
