@@ -17,7 +17,7 @@ class Cost(NamedTuple):
 
     @property
     def published_flops(self) -> int:
-        """FLOPs as the authors' read-me counts them: 2 * (multiply-adds + 2 * norm outputs); their MAdds are half."""
+        """2 * (multiply-adds + 2 * norm outputs): gives all FLOPs of the authors' read-me to the printed digit."""
         return 2 * (self.multiply_adds + 2 * self.norm_outputs)
 
 
@@ -26,18 +26,18 @@ def cost(module: nn.Module, *shape: int) -> Cost:
 
     Nothing is computed: a copy of the module runs on torch's meta device, where tensors have a shape and no values.
     """
-    ghost = copy.deepcopy(module).to("meta").eval()
+    shapes_only = copy.deepcopy(module).to("meta").eval()
     norm_outputs = 0
 
     def add(_module, _inputs, output):
         nonlocal norm_outputs
         norm_outputs += output.numel()
 
-    for m in ghost.modules():
+    for m in shapes_only.modules():
         if isinstance(m, nn.BatchNorm2d):
             m.register_forward_hook(add)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        ghost(torch.empty(1, *shape, device="meta"))
+        shapes_only(torch.empty(1, *shape, device="meta"))
     parameters = sum(p.numel() for p in module.parameters())
     return Cost(parameters, counter.get_total_flops() // 2, norm_outputs)     # torch counts a multiply-add as two
 

@@ -1,7 +1,7 @@
 """One training loop: step, schedule, progress, evaluation.
 
     data = load_data("toynette", size=64)
-    history = fit(model, data, epochs=12, seed=0)
+    history = fit(model, data, epochs=12)
     logits, labels = predict(model, data.val)
 """
 import contextlib
@@ -39,22 +39,23 @@ def fit(model: nn.Module, data: Data, *, epochs: int, lr: float = 0.1, momentum:
         label_smoothing: float = 0.1, name: str = "train") -> list[Epoch]:
     """Train a classifier in place, on the device where its data is: SGD, one-cycle learning rate, label smoothing.
 
-    lr is the peak of the cycle, for batches of 64; it is scaled with the batch size.  Weight decay spares norms and
+    lr is the peak of the cycle for batches of 64; smaller and larger batches scale it.  Weight decay spares norms and
     biases.  A progress bar shows each epoch; what every epoch gave is returned.
 
-    Raises FloatingPointError, naming the step, as soon as the loss is not finite.
+    Raises FloatingPointError at the end of the first epoch whose loss is not finite.
     """
     if epochs < 1:
         raise ValueError(f"epochs must be at least 1, not {epochs}.")
     device = data.train.labels.device
     layout = torch.contiguous_format if device.type == "mps" else torch.channels_last     # up to twice as fast on CPU and CUDA
     model.to(device, memory_format=layout).train()
-    lr *= data.train.batch_size / 64
+    peak = lr * data.train.batch_size / 64
     optimizer = torch.optim.SGD([{"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": weight_decay},
                                  {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0}],
-                                lr=lr, momentum=momentum, nesterov=True)
+                                lr=peak, momentum=momentum, nesterov=True)
     steps = epochs * len(data.train)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=lr, total_steps=steps, pct_start=0.25)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=peak, total_steps=steps, pct_start=0.25,
+                                                   cycle_momentum=False)
     scaler = torch.amp.GradScaler(device.type, enabled=_is_float16(device))
 
     history = []
@@ -79,8 +80,8 @@ def fit(model: nn.Module, data: Data, *, epochs: int, lr: float = 0.1, momentum:
                 bar.update()
             train_loss = float(total) / seen
             if not math.isfinite(train_loss):
-                raise FloatingPointError(f"The loss is {train_loss} in epoch {epoch + 1}, by step {bar.n}: try a smaller lr "
-                                         f"than {lr:g}, and look for pictures that are not finite.")
+                raise FloatingPointError(f"The loss is {train_loss} in epoch {epoch + 1}: try a smaller lr than {lr:g}, "
+                                         f"and look for pictures that are not finite.")
             val_logits, val_labels = predict(model, data.val)
             found = Epoch(epoch, train_loss, float(correct) / seen, F.cross_entropy(val_logits, val_labels).item(),
                           top1(val_logits, val_labels), time.perf_counter() - start)

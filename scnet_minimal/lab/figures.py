@@ -22,8 +22,11 @@ def show(fig: Figure, alt: str) -> None:
     plt.close(fig)
 
 
-def bars(ax, found: dict[str, list[float]], colours: dict[str, str], *, chance: float | None = None) -> None:
-    """Horizontal bars of mean accuracy (0 to 1, drawn in %) with a dot for every seed; names from top to bottom."""
+def bars(ax, found: dict[str, list[float]], colours: dict[str, str], *, marks: dict[str, float]) -> None:
+    """Horizontal bars of mean accuracy (0 to 1, drawn in %) with a dot for every seed; names from top to bottom.
+
+    marks: accuracies that stand for something, each a dotted line with its name above.
+    """
     for row, (name, values) in enumerate(found.items()):
         mean = 100 * sum(values) / len(values)
         ax.barh(row, mean, color=colours.get(name, OTHER), height=0.66)
@@ -32,9 +35,9 @@ def bars(ax, found: dict[str, list[float]], colours: dict[str, str], *, chance: 
     ax.set_yticks(range(len(found)), found)
     ax.invert_yaxis()
     ax.set(xlim=(0, 100), xlabel="test accuracy, %")
-    if chance is not None:
-        ax.axvline(100 * chance, color=INK, lw=1, ls=":")
-        ax.text(100 * chance, -0.62, "guessing", ha="center", va="bottom", fontsize=9)
+    for name, share in marks.items():
+        ax.axvline(100 * share, color=INK, lw=1, ls=":")
+        ax.text(100 * share, -0.62, name, ha="center", va="bottom", fontsize=9)
 
 
 def maps_by_hand(picture: Tensor, r: int = 4) -> dict[str, Tensor]:
@@ -85,11 +88,11 @@ def block_diagram(maps: dict[str, Tensor], r: int = 4) -> Figure:
     half, mid_top, mid_mid, mid_bot = side / 2, top + side / 2, middle + side / 2, bottom + side / 2
     # the input, split into two halves of its channels
     for k in range(5, -1, -1):
-        colour = PLAIN if k > 2 else SC
+        colour = SC if k > 2 else PLAIN
         ax.add_patch(plt.Rectangle((1 + 0.7 * k, 17 + 0.7 * k), 6.5, 6.5, fc="white", ec=colour, lw=1.4, zorder=10 - k))
     ax.text(6, 15.8, "x\nC × H × W", ha="center", va="top", fontsize=9)
-    arrow((9.2, 24), (16, mid_mid), colour=SC)
-    arrow((11.2, 19.5), (16, mid_bot + 2), colour=PLAIN)
+    arrow((11, 24), (16, mid_mid), colour=SC)
+    arrow((8.9, 19), (16, mid_bot + 2), colour=PLAIN)
     tile("x1", 16, middle, "x₁: half the channels\nC/2 × H × W", SC)
     tile("x2", 16, bottom, "x₂: the other half", PLAIN)
     # the wide look
@@ -103,7 +106,7 @@ def block_diagram(maps: dict[str, Tensor], r: int = 4) -> Figure:
     arrow((75, mid_top), (78, mid_top), "", SC)
     joint(79.5, mid_top, "+", SC)
     arrow((81, mid_top), (91, mid_top), "sigmoid", SC)
-    tile("gate", 91, top, "gate, in (0, 1)", SC, vmin=0, vmax=1, cmap="viridis")
+    tile("gate", 91, top, "gate\ndark 0, bright 1", SC, vmin=0, vmax=1, cmap="viridis")
     # x1 itself also goes to the plus: a rail between the two upper lanes
     rail = middle + side + 3.2
     ax.plot([16 + half, 79.5], [rail, rail], color=SC, lw=1.5, zorder=1)
@@ -115,7 +118,7 @@ def block_diagram(maps: dict[str, Tensor], r: int = 4) -> Figure:
     tile("k3", 40, middle, "K₃(x₁)", SC)
     arrow((50, mid_mid), (55.2, mid_mid), "", SC)
     joint(56.8, mid_mid, "×", SC)
-    ax.plot([96, 96, 56.8], [top - 3.2, rail - 2, rail - 2], color=SC, lw=1.5, zorder=1)
+    ax.plot([101, 103, 103, 56.8], [mid_top, mid_top, rail - 2, rail - 2], color=SC, lw=1.5, zorder=1)
     arrow((56.8, rail - 2), (56.8, mid_mid + 1.6), "", SC)
     arrow((58.4, mid_mid), (63, mid_mid), "", SC)
     tile("gated", 63, middle, "K₃(x₁) · gate", SC)
@@ -125,10 +128,10 @@ def block_diagram(maps: dict[str, Tensor], r: int = 4) -> Figure:
     arrow((26, mid_bot), (80, mid_bot), "K₁  3×3,  an ordinary convolution", PLAIN)
     tile("y2", 80, bottom, "y₂", PLAIN)
     # both halves side by side again
-    arrow((90, mid_mid), (95, 24), colour=SC)
-    arrow((90, mid_bot), (95, 19.5), colour=PLAIN)
+    arrow((90, mid_mid), (95.8, 24.5), colour=SC)
+    arrow((90, mid_bot), (94, 19), colour=PLAIN)
     for k in range(5, -1, -1):
-        colour = PLAIN if k > 2 else SC
+        colour = SC if k > 2 else PLAIN
         ax.add_patch(plt.Rectangle((94 + 0.6 * k, 17.5 + 0.7 * k), 5.5, 6, fc="white", ec=colour, lw=1.4, zorder=10 - k))
     ax.text(98.5, 16.3, "y = [y₁, y₂]\nC × H × W", ha="center", va="top", fontsize=9)
     return fig
