@@ -14,10 +14,17 @@ pooled copy of the map first, and uses what it saw there to decide, pixel by pix
 where k1 ... k4 are 3x3 convolutions, each followed by a norm.  Read on from top to bottom:
 
     SelfCalibration  ->  SCConv  ->  SCBottleneck  ->  SCNet  ->  scnet50, scnet101, scnet50_v1d, scnet101_v1d
+                                                              ->  where their ImageNet weights come from
 
 The names inside a state dict are those of the authors' code, so that their weights load as they are.
 """
+import hashlib
 import re
+import socket
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
 
 import torch
 import torch.fx
@@ -97,8 +104,9 @@ class SCConv(SelfCalibration):
                  norm_layer=nn.BatchNorm2d):
         check_positive(channels=channels)
         if channels % 2:
-            raise ValueError(f"SCConv splits its channels into two halves, so their number must be even, not {channels}.")
-        super().__init__(channels // 2, pooling_r, stride=stride, dilation=dilation, groups=groups, norm_layer=norm_layer)
+            raise ValueError(f"SCConv splits its channels into halves, so their number must be even, not {channels}.")
+        super().__init__(channels // 2, pooling_r, stride=stride, dilation=dilation, groups=groups,
+                         norm_layer=norm_layer)
         self.k1 = conv3x3_norm(channels // 2, stride, dilation, groups, norm_layer)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -119,8 +127,9 @@ class SCBottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, inplanes: int, planes: int, stride: int = 1, downsample: nn.Module | None = None, groups: int = 1,
-                 base_width: int = 32, dilation: int = 1, norm_layer=nn.BatchNorm2d, *, pooling_r: int = 4, avd: bool = False):
+    def __init__(self, inplanes: int, planes: int, stride: int = 1, downsample: nn.Module | None = None,
+                 groups: int = 1, base_width: int = 32, dilation: int = 1, norm_layer=nn.BatchNorm2d, *,
+                 pooling_r: int = 4, avd: bool = False):
         super().__init__()
         half = int(planes * base_width / 64) * groups
         if half < 1:
@@ -173,13 +182,13 @@ class SCNet(nn.Module):
     Shapes: (B, in_chans, H, W) -> logits (B, num_classes).  Any H and W; the weights were trained at 224.
     """
 
-    def __init__(self, layers, num_classes: int = 1000, *, block=SCBottleneck, in_chans: int = 3, output_stride: int = 32,
-                 groups: int = 1, bottleneck_width: int = 32, widths=(64, 128, 256, 512), stem_width: int | None = None,
-                 avg_down: bool = False, avd: bool = False, norm_layer=nn.BatchNorm2d):
+    def __init__(self, layers, num_classes: int = 1000, *, block=SCBottleneck, in_chans: int = 3,
+                 output_stride: int = 32, groups: int = 1, bottleneck_width: int = 32, widths=(64, 128, 256, 512),
+                 stem_width: int | None = None, avg_down: bool = False, avd: bool = False, norm_layer=nn.BatchNorm2d):
         super().__init__()
         for stages in (layers, widths):
             if not isinstance(stages, (tuple, list)) or len(stages) != 4 or min(stages) < 1:
-                raise ValueError(f"SCNet has four stages: layers and widths are four positive numbers each, not {stages}.")
+                raise ValueError(f"SCNet has four stages: layers and widths are four positive numbers, not {stages}.")
         if output_stride not in (32, 16, 8):
             raise ValueError(f"output_stride must be 32, 16 or 8, not {output_stride}.")
         check_positive(in_chans=in_chans, groups=groups, bottleneck_width=bottleneck_width)
@@ -192,8 +201,8 @@ class SCNet(nn.Module):
         else:
             self.inplanes = 2 * stem_width
             self.conv1 = nn.Sequential(
-                nn.Conv2d(in_chans, stem_width, 3, stride=2, padding=1, bias=False), norm_layer(stem_width), nn.ReLU(inplace=True),
-                nn.Conv2d(stem_width, stem_width, 3, padding=1, bias=False), norm_layer(stem_width), nn.ReLU(inplace=True),
+                nn.Conv2d(in_chans, stem_width, 3, 2, padding=1, bias=False), norm_layer(stem_width), nn.ReLU(True),
+                nn.Conv2d(stem_width, stem_width, 3, padding=1, bias=False), norm_layer(stem_width), nn.ReLU(True),
                 nn.Conv2d(stem_width, self.inplanes, 3, padding=1, bias=False))
         self.bn1 = norm_layer(self.inplanes)
         self.relu = nn.ReLU(inplace=True)
@@ -227,7 +236,7 @@ class SCNet(nn.Module):
         if stride == 1 and self.inplanes == outplanes:
             return None
         if not avg_down:
-            return nn.Sequential(nn.Conv2d(self.inplanes, outplanes, 1, stride=stride, bias=False), norm_layer(outplanes))
+            return nn.Sequential(nn.Conv2d(self.inplanes, outplanes, 1, stride, bias=False), norm_layer(outplanes))
         return nn.Sequential(nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False),
                              nn.Conv2d(self.inplanes, outplanes, 1, bias=False), norm_layer(outplanes))
 
@@ -247,52 +256,193 @@ class SCNet(nn.Module):
 
 # --- the four networks ----------------------------------------------------------------------------------------------
 
-def scnet50(pretrained: bool = False, *, weights=None, num_classes: int = 1000, in_chans: int = 3, output_stride: int = 32,
-            **kwargs) -> SCNet:
-    """SCNet-50: 25,564,584 parameters; 22.19 % top-1 error on ImageNet (published).  **kwargs go to SCNet."""
-    return _build((3, 4, 6, 3), pretrained, weights, num_classes, in_chans, output_stride, kwargs)
+def scnet50(pretrained: bool = False, *, weights=None, num_classes: int = 1000, **kwargs) -> SCNet:
+    """SCNet-50: 25,564,584 parameters; 22.19 % top-1 error on ImageNet (published).
+
+    Args:
+        pretrained: load the official ImageNet weights, from torch.hub's cache or else downloaded into it.
+        weights: path of a weights file to load instead; `pretrained` need not be set, and no hash is checked.
+        num_classes: 1000 takes a file as it is.  Any other number keeps its body and starts a new head, unless the
+            file was made for just as many classes: then it loads whole.
+        in_chans: 3; any other number adapts the first convolution of a file: the filters of R, G and B are added up
+            for 1 channel, or repeated over more and scaled by 3 / in_chans.
+        **kwargs: go to SCNet, such as output_stride, which takes the same weights.
+
+    The weights expect RGB in [0, 1], less the mean (0.485, 0.456, 0.406), divided by (0.229, 0.224, 0.225), and were
+    evaluated on pictures resized to 256 px on the shorter side, of which the central 224 px were cut out.
+    """
+    return _build("scnet50", (3, 4, 6, 3), pretrained, weights, num_classes, kwargs)
 
 
-def scnet101(pretrained: bool = False, *, weights=None, num_classes: int = 1000, in_chans: int = 3, output_stride: int = 32,
-             **kwargs) -> SCNet:
-    """SCNet-101: 44,565,416 parameters; 21.06 % top-1 error on ImageNet (published).  **kwargs go to SCNet."""
-    return _build((3, 4, 23, 3), pretrained, weights, num_classes, in_chans, output_stride, kwargs)
+def scnet101(pretrained: bool = False, *, weights=None, num_classes: int = 1000, **kwargs) -> SCNet:
+    """SCNet-101: 44,565,416 parameters; 21.06 % top-1 error on ImageNet (published).  Arguments as in scnet50."""
+    return _build("scnet101", (3, 4, 23, 3), pretrained, weights, num_classes, kwargs)
 
 
-def scnet50_v1d(pretrained: bool = False, *, weights=None, num_classes: int = 1000, in_chans: int = 3,
-                output_stride: int = 32, **kwargs) -> SCNet:
-    """SCNet-50 v1d: 25,583,816 parameters; 19.53 % top-1 error on ImageNet (published).  **kwargs go to SCNet."""
+def scnet50_v1d(pretrained: bool = False, *, weights=None, num_classes: int = 1000, **kwargs) -> SCNet:
+    """SCNet-50 v1d: 25,583,816 parameters; 19.53 % top-1 error on ImageNet (published).  Arguments as in scnet50."""
     v1d = dict(stem_width=32, avg_down=True, avd=True)
-    return _build((3, 4, 6, 3), pretrained, weights, num_classes, in_chans, output_stride, v1d | kwargs)
+    return _build("scnet50_v1d", (3, 4, 6, 3), pretrained, weights, num_classes, v1d | kwargs)
 
 
-def scnet101_v1d(pretrained: bool = False, *, weights=None, num_classes: int = 1000, in_chans: int = 3,
-                 output_stride: int = 32, **kwargs) -> SCNet:
-    """SCNet-101 v1d: 44,689,192 parameters; its weights were never released.  **kwargs go to SCNet."""
+def scnet101_v1d(pretrained: bool = False, *, weights=None, num_classes: int = 1000, **kwargs) -> SCNet:
+    """SCNet-101 v1d: 44,689,192 parameters; its weights were never released.  Arguments as in scnet50."""
     v1d = dict(stem_width=64, avg_down=True, avd=True)
-    return _build((3, 4, 23, 3), pretrained, weights, num_classes, in_chans, output_stride, v1d | kwargs)
+    return _build("scnet101_v1d", (3, 4, 23, 3), pretrained, weights, num_classes, v1d | kwargs)
 
 
-def _build(layers, pretrained, weights, num_classes, in_chans, output_stride, kwargs) -> SCNet:
-    if pretrained or weights is not None:
-        raise NotImplementedError("Loading the official weights is not in this version yet; build with pretrained=False.")
-    return SCNet(layers, num_classes, in_chans=in_chans, output_stride=output_stride, **kwargs)
+def _build(network, layers, pretrained, weights, num_classes, kwargs) -> SCNet:
+    model = SCNet(layers, num_classes, **kwargs)
+    if pretrained and weights is None:
+        weights = fetch_weights(network)
+    return model if weights is None else load_weights(model, weights)
 
 
-# The mirror's files (pytorchcv) hold the same tensors under other names: one rule a line, applied from top to bottom.
+# --- where the weights come from ------------------------------------------------------------------------------------
+
+# An official name ends with the beginning of the file's SHA-256, as torch.hub has it; nobody has confirmed these three.
+# sha1 is that of the .pth in the mirror's archive (pytorchcv's), drive the id of the authors' copy on Google Drive.
+_AUTHORS = "https://backseason.oss-cn-beijing.aliyuncs.com/scnet/"
+_ZOO = "https://github.com/osmr/imgclsmob/releases/download/v0.0.472/"
+SOURCES = {
+    "scnet50": dict(official=_AUTHORS + "scnet50-dc6a7e87.pth", mirror=_ZOO + "scnet50-0608-61236331.pth.zip",
+                    sha1="61236331bf1b7439f32158f09ff877e5b90b0d03", drive="1rA266TftaUymbtPTVHCJYoxDwl6K4gLr"),
+    "scnet101": dict(official=_AUTHORS + "scnet101-44c5b751.pth", mirror=_ZOO + "scnet101-0575-40cd4d4c.pth.zip",
+                     sha1="40cd4d4ca4407798b569e883eb248a5abfddeb75", drive="11-rW7l9vl-HGrOoCktEjRBPxMeKw334x"),
+    "scnet50_v1d": dict(official=_AUTHORS + "scnet50_v1d-4109d1e1.pth", mirror=_ZOO + "scneta50-0468-eb3c25d6.pth.zip",
+                        sha1="eb3c25d6c9c8b6c0815a724d798b9b5a2b27ce34", drive="1EWZ4vELJVFNry6SRJEza5-T9nKuoZWgv"),
+}
+PATIENCE = 10                                                        # seconds of silence after which a host is given up
+
+
+def fetch_weights(network: str) -> Path:
+    """The path of a network's weights in torch.hub's cache; downloaded if need be, from the authors or the mirror."""
+    if network not in SOURCES:
+        raise ValueError(f"No weights were ever released for {network}, only for {', '.join(SOURCES)}.\n"
+                         f'A file of your own loads with {network}(weights="PATH").')
+    source, cache = SOURCES[network], Path(torch.hub.get_dir(), "checkpoints")
+    official, unzipped = cache / Path(source["official"]).name, cache / Path(source["mirror"]).stem
+    for path in (official, unzipped):
+        if path.is_file():
+            return path
+
+    failures = []
+    for download, url, path, digest in ((_download, source["official"], official, official.stem.split("-")[-1]),
+                                        (_download_and_unzip, source["mirror"], unzipped, source["sha1"])):
+        if failures:
+            print(f"{failures[0]}; trying {url}", file=sys.stderr)
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            download(url, path, digest)
+            return path
+        except Exception as error:                                   # whatever it was, the next address may do
+            failures.append(f"{url} ({error})")
+    raise RuntimeError(f"The weights of {network} could not be downloaded: {', '.join(failures)}.\n"
+                       f"Get one of the two (unzip the .zip), or https://drive.google.com/file/d/{source['drive']}/view,\n"
+                       f'with a browser, and type {network}(weights="PATH"), which checks no hash.')
+
+
+def _download(url: str, path: Path, sha256: str | None = None) -> None:
+    """torch.hub's download, which gives the file its name once all is there and the hash right; PATIENCE added."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(PATIENCE)
+    try:
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256, progress=True)
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _download_and_unzip(url: str, path: Path, sha1: str) -> None:
+    """The one member of the archive that has the name of `path`, to `path`."""
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        archive, unzipped = Path(scratch, "archive.zip"), Path(scratch, path.name)
+        _download(url, archive)
+        with zipfile.ZipFile(archive) as members:
+            content = members.read(path.name)
+        if (found := hashlib.sha1(content).hexdigest()) != sha1:
+            raise RuntimeError(f'invalid hash value (expected "{sha1}", got "{found}")')
+        unzipped.write_bytes(content)
+        unzipped.replace(path)
+
+
+def load_weights(model: SCNet, path) -> SCNet:
+    """Load a weights file into a network, whose num_classes and in_chans act as they do in scnet50."""
+    found, own = read_weights(path), model.state_dict()
+    state = _fitted(found, own)
+    theirs, ours = ({name: tuple(t.shape) for name, t in s.items() if not name.endswith("num_batches_tracked")}
+                    for s in (state, own))                           # old files and frozen norms have no such counters
+    wrong = [f"{name} is {theirs.get(name, 'absent')}, not {ours.get(name, 'absent')}"
+             for name in ours | theirs if theirs.get(name) != ours.get(name)]
+    if wrong:
+        shown = wrong if len(wrong) < 4 else [*wrong[:2], "...", wrong[-1]]
+        raise ValueError(f"{path} does not fit this network: it looks like {_looks_like(found)}.\n"
+                         f"Differences: {len(wrong)}; {'; '.join(shown)}.")
+    model.load_state_dict(state, strict=False)
+    return model
+
+
+def _fitted(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A file's tensors, with the head and the first convolution that a network with the state dict `own` needs."""
+    if len(own.get("fc.weight", ())) not in (1000, len(state.get("fc.weight", ()))):
+        state = {name: t for name, t in state.items() if not name.startswith("fc.")}
+        state |= {name: t for name, t in own.items() if name.startswith("fc.")}
+    first = "conv1.weight" if "conv1.weight" in own else "conv1.0.weight"
+    if first in state and state[first].shape[1:] == (3, *own[first].shape[2:]):          # RGB; adapted as timm does
+        rgb, in_chans = state[first], own[first].shape[1]
+        more = rgb.repeat(1, -(-in_chans // 3), 1, 1)[:, :in_chans] * (3 / in_chans)
+        state = state | {first: rgb.sum(1, keepdim=True) if in_chans == 1 else more}
+    return state
+
+
+def _looks_like(state: dict[str, Tensor]) -> str:
+    classes = f"{len(state.get('fc.weight', ()))} classes"
+    if "layer1.0.k1.0.weight" not in state:
+        return f"a torchvision ResNet with {classes}" if "layer1.0.conv2.weight" in state else "no SCNet"
+    depth = 101 if "layer3.22.k1.0.weight" in state else 50 if "layer3.5.k1.0.weight" in state else "?"
+    return f"scnet{depth}{'_v1d' if 'conv1.0.weight' in state else ''} with {classes}"
+
+
+def read_weights(path) -> dict[str, Tensor]:
+    """The tensors of a weights file in either of torch's formats, under the official names; nothing in it is run."""
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is a folder: name the file." if path.is_dir() else f"There is no file {path}.")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{path} {_why_unreadable(path, error)}.") from None
+    state = state.get("state_dict", state) if isinstance(state, dict) else state         # inside a checkpoint
+    if not isinstance(state, dict) or not state or not all(isinstance(t, Tensor) for t in state.values()):
+        keys = ", ".join(map(str, state)) if isinstance(state, dict) else ""
+        raise ValueError(f"{path} holds no state dict, but a {type(state).__name__} of {keys[:100] or 'no names'}.")
+    return official_names({str(name).removeprefix("module."): tensor for name, tensor in state.items()})
+
+
+def _why_unreadable(path: Path, error: Exception) -> str:
+    with path.open("rb") as file:
+        start = file.read(64).strip()
+    if not start:
+        return "is empty: delete it and download it again"
+    if start.startswith(b"<"):
+        return "is a web page, not weights: open its address in a browser and save the file that is offered there"
+    if path.suffix == ".zip":
+        return "is an archive: unzip it and name the .pth inside"
+    if refused := re.search(r"GLOBAL (\S+)", str(error)):
+        return f"was refused and nothing in it run: beside tensors it holds {refused[1]}; ask for a plain state dict"
+    return "is cut off, damaged, or no weights file (nothing in it was run): delete it and download it again"
+
+
+# The mirror's files hold the same tensors under other names; these rules apply from top to bottom.
 _MIRROR_NAMES = [
-    (r"^features\.init_block\.conv1\.conv\.", "conv1.0."), (r"^features\.init_block\.conv1\.bn\.", "conv1.1."),
-    (r"^features\.init_block\.conv2\.conv\.", "conv1.3."), (r"^features\.init_block\.conv2\.bn\.", "conv1.4."),
-    (r"^features\.init_block\.conv3\.conv\.", "conv1.6."), (r"^features\.init_block\.conv3\.bn\.", "bn1."),
-    (r"^features\.init_block\.conv\.conv\.", "conv1."), (r"^features\.init_block\.conv\.bn\.", "bn1."),
-    (r"^features\.stage(\d+)\.unit(\d+)\.", lambda m: f"layer{m[1]}.{int(m[2]) - 1}."),
-    (r"\.body\.conv1([ab])\.conv\.", r".conv1_\1."), (r"\.body\.conv1([ab])\.bn\.", r".bn1_\1."),
-    (r"\.body\.conv2a\.", ".k1."), (r"\.body\.conv3\.conv\.", ".conv3."), (r"\.body\.conv3\.bn\.", ".bn3."),
+    (r"^features\.init_block\.conv\.(conv|bn)\.", r"\g<1>1."), (r"^features\.init_block\.conv3\.bn\.", "bn1."),
+    (r"^features\.init_block\.conv([123])\.(conv|bn)\.", lambda m: f"conv1.{3 * int(m[1]) - 3 + (m[2] == 'bn')}."),
+    (r"^features\.stage(\d+)\.unit(\d+)\.", lambda m: f"layer{m[1]}.{int(m[2]) - 1}."), (r"^output\.", "fc."),
+    (r"\.body\.conv1([ab])\.(conv|bn)\.", r".\g<2>1_\1."), (r"\.body\.conv3\.(conv|bn)\.", r".\g<1>3."),
     (r"\.body\.conv2b\.down\.conv\.conv\.", ".scconv.k2.1."), (r"\.body\.conv2b\.down\.conv\.bn\.", ".scconv.k2.2."),
     (r"\.body\.conv2b\.conv1\.", ".scconv.k3."), (r"\.body\.conv2b\.conv2\.", ".scconv.k4."),
     (r"\.identity_block\.conv\.conv\.", ".downsample.1."), (r"\.identity_block\.conv\.bn\.", ".downsample.2."),
-    (r"\.identity_block\.conv\.", ".downsample.0."), (r"\.identity_block\.bn\.", ".downsample.1."),
-    (r"(\.k[134])\.conv\.", r"\1.0."), (r"(\.k[134])\.bn\.", r"\1.1."), (r"^output\.", "fc."),
+    (r"\.identity_block\.", ".downsample."), (r"\.body\.conv2a\.", ".k1."),
+    (r"(\.k[134]|\.downsample)\.conv\.", r"\1.0."), (r"(\.k[134]|\.downsample)\.bn\.", r"\1.1."),
 ]
 
 
@@ -330,7 +480,7 @@ def smaller(a: int, b: int) -> int:
 def checked_maps(x: Tensor, channels: int, who: str) -> Tensor:
     """x itself, or one sentence on what is wrong with it.  A leaf for torch.fx, which cannot trace an `if`."""
     if not isinstance(x, Tensor):
-        raise TypeError(f"{who} takes a torch.Tensor, not {type(x).__name__} (a picture? torchvision.transforms.v2 converts it).")
+        raise TypeError(f"{who} takes a torch.Tensor, not {type(x).__name__} (torchvision.transforms.v2 converts it).")
     if x.dim() != 4:
         hint = " (one picture? add the batch dimension with x[None])" if x.dim() == 3 else ""
         raise ValueError(f"{who} takes a batch (B, {channels}, H, W), not shape {tuple(x.shape)}{hint}.")
@@ -338,5 +488,5 @@ def checked_maps(x: Tensor, channels: int, who: str) -> Tensor:
         hint = " (channels last? use x.permute(0, 3, 1, 2))" if x.shape[3] == channels else ""
         raise ValueError(f"{who} was built for {channels} channels, but x has shape {tuple(x.shape)}{hint}.")
     if not x.is_floating_point():
-        raise TypeError(f"{who} takes floating-point numbers, not {x.dtype} (a picture? x.float() / 255, then normalize).")
+        raise TypeError(f"{who} takes floating-point numbers, not {x.dtype} (x.float() / 255, then normalize).")
     return x
