@@ -72,13 +72,13 @@ class SelfCalibration(nn.Module):
         check_positive(channels=channels, pooling_r=pooling_r, stride=stride, dilation=dilation, groups=groups)
         if channels % groups:
             raise ValueError(f"{groups} groups do not divide the {channels} channels that each convolution works on.")
-        self.channels = channels
+        self.calibrated_channels = channels
         self.k2 = nn.Sequential(PoolToFit(pooling_r), *conv3x3_norm(channels, 1, dilation, groups, norm_layer))
         self.k3 = conv3x3_norm(channels, 1, dilation, groups, norm_layer)
         self.k4 = conv3x3_norm(channels, stride, dilation, groups, norm_layer)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = checked_maps(x, self.channels, "SelfCalibration")
+        x = checked_maps(x, self.calibrated_channels, "SelfCalibration")
         wide = F.interpolate(self.k2(x), size=x.shape[2:])           # (B, C, H/r, W/r) -> (B, C, H, W), nearest
         gate = torch.sigmoid(x + wide)                               # (B, C, H, W)
         return self.k4(self.k3(x) * gate)                            # (B, C, H/stride, W/stride)
@@ -110,7 +110,7 @@ class SCConv(SelfCalibration):
         self.k1 = conv3x3_norm(channels // 2, stride, dilation, groups, norm_layer)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = checked_maps(x, 2 * self.channels, "SCConv")
+        x = checked_maps(x, 2 * self.calibrated_channels, "SCConv")
         x1, x2 = x.chunk(2, dim=1)                                   # 2 x (B, C/2, H, W)
         return torch.cat([super().forward(x1), self.k1(x2)], dim=1)  # (B, C, H/stride, W/stride)
 
@@ -256,7 +256,8 @@ class SCNet(nn.Module):
 
 # --- the four networks ----------------------------------------------------------------------------------------------
 
-def scnet50(pretrained: bool = False, *, weights=None, num_classes: int = 1000, **kwargs) -> SCNet:
+def scnet50(pretrained: bool = False, *, weights=None, num_classes: int = 1000, in_chans: int = 3,
+            output_stride: int = 32, **kwargs) -> SCNet:
     """SCNet-50: 25,564,584 parameters; 22.19 % top-1 error on ImageNet (published).
 
     Args:
@@ -266,33 +267,39 @@ def scnet50(pretrained: bool = False, *, weights=None, num_classes: int = 1000, 
             file was made for just as many classes: then it loads whole.
         in_chans: 3; any other number adapts the first convolution of a file: the filters of R, G and B are added up
             for 1 channel, or repeated over more and scaled by 3 / in_chans.
-        **kwargs: go to SCNet, such as output_stride, which takes the same weights.
+        output_stride: 32, 16 or 8, which take the same weights.
+        **kwargs: go to SCNet.
 
     The weights expect RGB in [0, 1], less the mean (0.485, 0.456, 0.406), divided by (0.229, 0.224, 0.225), and were
     evaluated on pictures resized to 256 px on the shorter side, of which the central 224 px were cut out.
     """
-    return _build("scnet50", (3, 4, 6, 3), pretrained, weights, num_classes, kwargs)
+    return _build("scnet50", (3, 4, 6, 3), pretrained, weights, num_classes, in_chans, output_stride, kwargs)
 
 
-def scnet101(pretrained: bool = False, *, weights=None, num_classes: int = 1000, **kwargs) -> SCNet:
+def scnet101(pretrained: bool = False, *, weights=None, num_classes: int = 1000, in_chans: int = 3,
+             output_stride: int = 32, **kwargs) -> SCNet:
     """SCNet-101: 44,565,416 parameters; 21.06 % top-1 error on ImageNet (published).  Arguments as in scnet50."""
-    return _build("scnet101", (3, 4, 23, 3), pretrained, weights, num_classes, kwargs)
+    return _build("scnet101", (3, 4, 23, 3), pretrained, weights, num_classes, in_chans, output_stride, kwargs)
 
 
-def scnet50_v1d(pretrained: bool = False, *, weights=None, num_classes: int = 1000, **kwargs) -> SCNet:
+def scnet50_v1d(pretrained: bool = False, *, weights=None, num_classes: int = 1000, in_chans: int = 3,
+                output_stride: int = 32, **kwargs) -> SCNet:
     """SCNet-50 v1d: 25,583,816 parameters; 19.53 % top-1 error on ImageNet (published).  Arguments as in scnet50."""
     v1d = dict(stem_width=32, avg_down=True, avd=True)
-    return _build("scnet50_v1d", (3, 4, 6, 3), pretrained, weights, num_classes, v1d | kwargs)
+    return _build("scnet50_v1d", (3, 4, 6, 3), pretrained, weights, num_classes, in_chans, output_stride,
+                  v1d | kwargs)
 
 
-def scnet101_v1d(pretrained: bool = False, *, weights=None, num_classes: int = 1000, **kwargs) -> SCNet:
+def scnet101_v1d(pretrained: bool = False, *, weights=None, num_classes: int = 1000, in_chans: int = 3,
+                 output_stride: int = 32, **kwargs) -> SCNet:
     """SCNet-101 v1d: 44,689,192 parameters; its weights were never released.  Arguments as in scnet50."""
     v1d = dict(stem_width=64, avg_down=True, avd=True)
-    return _build("scnet101_v1d", (3, 4, 23, 3), pretrained, weights, num_classes, v1d | kwargs)
+    return _build("scnet101_v1d", (3, 4, 23, 3), pretrained, weights, num_classes, in_chans, output_stride,
+                  v1d | kwargs)
 
 
-def _build(network, layers, pretrained, weights, num_classes, kwargs) -> SCNet:
-    model = SCNet(layers, num_classes, **kwargs)
+def _build(network, layers, pretrained, weights, num_classes, in_chans, output_stride, kwargs) -> SCNet:
+    model = SCNet(layers, num_classes, in_chans=in_chans, output_stride=output_stride, **kwargs)
     if pretrained and weights is None:
         weights = fetch_weights(network)
     return model if weights is None else load_weights(model, weights)

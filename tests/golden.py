@@ -1,4 +1,4 @@
-"""The reference numbers of the authors' code (tests/golden/*.json), and the fill of weights that they were made with."""
+"""The reference numbers of the authors' code (tests/golden/*.json), and the weights that they were made with."""
 import json
 import math
 import pathlib
@@ -32,7 +32,8 @@ def fill(model: torch.nn.Module) -> torch.nn.Module:
             v = 1 + 0.1 * v
         else:
             v = v * math.sqrt(2 / math.prod(shape[1:]))
-        state[name] = torch.from_numpy(v.reshape(shape)).to(torch.float64 if tensor.is_floating_point() else tensor.dtype)
+        dtype = torch.float64 if tensor.is_floating_point() else tensor.dtype
+        state[name] = torch.from_numpy(v.reshape(shape)).to(dtype)
     model.double().load_state_dict(state)
     return model.eval()
 

@@ -27,10 +27,12 @@ def test_every_notebook_is_in_the_table():
         assert f"](notebooks/{notebook.name})" in README
 
 
-@pytest.mark.parametrize("picture, notebook", [("block.png", "03_self_calibrated_convolution"), ("two_dots.png", "01_why_context")])
+@pytest.mark.parametrize("picture, notebook", [
+    ("block.png", "03_self_calibrated_convolution"), ("two_dots.png", "01_why_context")])
 def test_pictures_are_stored_outputs_of_the_notebooks(picture, notebook):
     cells = json.loads((ROOT / "notebooks" / f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
-    stored = [out["data"]["image/png"] for cell in cells for out in cell.get("outputs", []) if "image/png" in out.get("data", {})]
+    stored = [out["data"]["image/png"] for cell in cells for out in cell.get("outputs", [])
+              if "image/png" in out.get("data", {})]
     assert (ROOT / "notebooks" / "images" / picture).read_bytes() in [base64.b64decode(png) for png in stored]
 
 

@@ -62,7 +62,8 @@ def test_scnext_50_has_the_parameters_of_the_official_class():
     assert golden.parameters(SCNet((3, 4, 6, 3), groups=32, bottleneck_width=2)) == 25_044_008
 
 
-@pytest.mark.parametrize("ours, theirs", [("scnet50", "scnet50"), ("scnet50_v1d", "scneta50"), ("scnet101", "scnet101")])
+@pytest.mark.parametrize("ours, theirs", [
+    ("scnet50", "scnet50"), ("scnet50_v1d", "scneta50"), ("scnet101", "scnet101")])
 def test_any_size_equals_pytorchcv(ours, theirs):
     zoo = pytest.importorskip("pytorchcv.model_provider", reason="pip install pytorchcv: the peer of this test")
     peer = golden.fill(zoo.get_model(theirs))

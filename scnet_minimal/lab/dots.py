@@ -1,13 +1,14 @@
 """The two-dots test: can a block compare two things that lie further apart than its window?
 
 A picture of noise holds two 2x2 dots, each in one of three colours.  The question is whether their colours match.
-One dot alone says nothing: all colours are equally likely in both classes.  Adding up what single dots look like is right
-at most 2 times in 3 (count one colour, say "match" where there is none); more needs a place where both are seen.
+One dot alone says nothing: all colours are equally likely in both classes.  Adding up what single dots look like is
+right at most 2 times in 3 (count one colour, say "match" where there is none); more needs a place where both are seen.
 
     accuracy = train(lambda: nn.Conv2d(16, 16, 3, padding=1), seed=0)
 
 trains stem -> block -> ReLU -> global average -> linear on 2,000 such pictures and tests it on 1,000 others.
 """
+import math
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -57,7 +58,8 @@ def train(block: Callable[[], nn.Module], seed: int, *, epochs: int = 10, batch_
         torch.manual_seed(seed)
         net = network(block())
     optimizer = torch.optim.AdamW(net.parameters(), lr=2e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-2, total_steps=epochs * -(-len(x) // batch_size))
+    steps = epochs * math.ceil(len(x) / batch_size)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-2, total_steps=steps)
     shuffle = torch.Generator().manual_seed(seed)
     for _ in range(epochs):
         for rows in torch.randperm(len(x), generator=shuffle).split(batch_size):

@@ -70,7 +70,8 @@ def block_diagram(maps: dict[str, Tensor], r: int = 4) -> Figure:
 
     def tile(name, x, y, caption, colour=INK, **limits):
         m = maps[name]
-        ax.imshow(m.detach(), extent=(x, x + side, y, y + side), zorder=2, aspect="auto", interpolation="nearest", **limits)
+        ax.imshow(m.detach(), extent=(x, x + side, y, y + side), zorder=2, aspect="auto",
+                  interpolation="nearest", **limits)
         ax.add_patch(plt.Rectangle((x, y), side, side, fill=False, ec=colour, lw=1.8, zorder=3))
         ax.text(x + side / 2, y - 0.8, caption, ha="center", va="top", fontsize=9, color=colour)
 
@@ -132,6 +133,7 @@ def block_diagram(maps: dict[str, Tensor], r: int = 4) -> Figure:
     arrow((90, mid_bot), (94, 19), colour=PLAIN)
     for k in range(5, -1, -1):
         colour = SC if k > 2 else PLAIN
-        ax.add_patch(plt.Rectangle((94 + 0.6 * k, 17.5 + 0.7 * k), 5.5, 6, fc="white", ec=colour, lw=1.4, zorder=10 - k))
+        ax.add_patch(plt.Rectangle((94 + 0.6 * k, 17.5 + 0.7 * k), 5.5, 6, fc="white", ec=colour, lw=1.4,
+                                   zorder=10 - k))
     ax.text(98.5, 16.3, "y = [y₁, y₂]\nC × H × W", ha="center", va="top", fontsize=9)
     return fig
