@@ -4,7 +4,8 @@
     build("resnet_toy", num_classes=10)
 
 A plain twin is the same SCNet with ResNet's bottleneck in place of ours; that of scnet50 is torchvision's resnet50.
-The two toy networks are for Toynette: a block a stage and a quarter of the width, half a million parameters each.
+The two toy networks are for Toynette: a block a stage, a quarter of the width, half a million parameters each, and
+output stride 16, so that a picture of 96 px leaves a map of 6 x 6 where the full networks make 7 x 7 of 224 px.
 """
 import difflib
 from functools import partial
@@ -16,7 +17,7 @@ from torchvision.models.resnet import Bottleneck
 from .. import scnet
 
 PLAIN = dict(block=Bottleneck, bottleneck_width=64)
-TOY = dict(layers=(1, 1, 1, 1), widths=(16, 32, 64, 128))
+TOY = dict(layers=(1, 1, 1, 1), widths=(16, 32, 64, 128), output_stride=16)
 V1D = dict(stem_width=32, avg_down=True)                # avd belongs to our block; torchvision's strides its 3x3
 OURS = {
     "scnet50": scnet.scnet50, "scnet101": scnet.scnet101,

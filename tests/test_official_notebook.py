@@ -1,0 +1,35 @@
+"""Notebook 06 goes the other way where official weights are at hand. They are not here: random ones take their place."""
+from pathlib import Path
+
+import nbformat
+import torch
+
+from scnet_minimal import scnet50_v1d
+from scnet_minimal.lab.walkthrough import run
+from scnet_minimal.scnet import SOURCES
+
+NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "06_official_weights.ipynb"
+
+
+def compared(notebook):
+    """What nbval compares: the text of each code cell that it is not told to ignore."""
+    return [("".join(out.get("text", "") for out in cell.outputs), cell.source) for cell in notebook.cells
+            if cell.cell_type == "code" and "nbval-ignore-output" not in cell.metadata.get("tags", [])]
+
+
+def test_with_weights_in_the_official_format_notebook_06_has_the_same_outputs(tmp_path, monkeypatch):
+    """The legacy file that the authors offer, in torch.hub's cache; its numbers are random, so they mean nothing."""
+    torch.manual_seed(0)
+    model = scnet50_v1d().train()
+    with torch.no_grad():
+        model(torch.randn(8, 3, 64, 64))                    # norms that fit: logits stay small
+    cache = tmp_path / "hub" / "checkpoints"
+    cache.mkdir(parents=True)
+    torch.save(model.state_dict(), cache / Path(SOURCES["scnet50_v1d"]["official"]).name,
+               _use_new_zipfile_serialization=False)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    walk = run(NOTEBOOK)
+    assert walk.stopped == ""
+    said = "".join(out.get("text", "") for cell in walk.notebook.cells for out in cell.get("outputs", []))
+    assert "The official weights of scnet50_v1d." in said and "scnet_toy" not in said
+    assert compared(walk.notebook) == compared(nbformat.read(NOTEBOOK, as_version=4))
