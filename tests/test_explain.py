@@ -93,6 +93,14 @@ def test_a_frozen_network_and_no_grad_do_not_hinder():
         assert grad_cam(model, "layer4", pictures()).max() > 0
 
 
+def test_pictures_and_classes_from_inference_mode_will_do():
+    with torch.inference_mode():
+        x = pictures()
+        classes = x.new_zeros(2, dtype=torch.int64)
+    assert grad_cam(network(), "layer3", x, classes).shape == (2, 96, 96)
+    assert effective_field(network(), "layer2", x, draws=1).sum() > 0
+
+
 @pytest.mark.parametrize("layer, message", [
     ("layer9", "no layer 'layer9'; it has conv1, bn1, .*layer4"), ("fc", r"Linear gives \(2, 10\), not a map"),
     ("layer1.0.relu", "ReLU ran 4 times|ReLU ran 3 times")])
@@ -154,8 +162,8 @@ def test_the_same_seed_gives_the_same_field():
 
 
 def test_a_map_too_coarse_for_the_picture_is_refused():
-    with pytest.raises(ValueError, match="1 cells over 32 px has none in the inner third: take larger pictures"):
-        effective_field(network(), "layer4", pictures(size=32))
+    with pytest.raises(ValueError, match="1 cells over 16 px has none in the inner third: take larger pictures"):
+        effective_field(network(), "layer4", pictures(size=16))
 
 
 @pytest.mark.parametrize("side", [1, 3, 5, 9])

@@ -32,8 +32,8 @@ def grad_cam(model: nn.Module, layer: str | nn.Module, x: Tensor, classes: Tenso
     Returns (B, H, W) in 0..1; all zero where nothing speaks for the class.
     """
     with evaluating(model):
-        logits, map = run_to(model, layer, x.detach().requires_grad_())     # a gradient, even of a frozen network
-        classes = logits.argmax(1) if classes is None else torch.as_tensor(classes, device=logits.device)
+        logits, map = run_to(model, layer, watched(x))              # a gradient, even of a frozen network
+        classes = logits.argmax(1) if classes is None else torch.as_tensor(classes, device=logits.device).clone()
         if classes.shape != (len(x),) or classes.min() < 0 or classes.max() >= logits.shape[1]:
             raise ValueError(f"classes must be {len(x)} indices below {logits.shape[1]}, one for each picture.")
         scores = logits.gather(1, classes[:, None]).sum()
@@ -61,7 +61,7 @@ def effective_field(model: nn.Module, layer: str | nn.Module, x: Tensor, *, draw
     random = torch.Generator().manual_seed(seed)
     found = x.new_zeros(2 * reach + 1, 2 * reach + 1)
     with evaluating(model):
-        x = x.detach().requires_grad_()
+        x = watched(x)
         _, map = run_to(model, layer, x)                    # (B, K, h, w)
         places = [_inner(size, cells, reach) for size, cells in zip(x.shape[2:], map.shape[2:])]
         for draw in range(draws):
@@ -145,6 +145,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+def watched(x: Tensor) -> Tensor:
+    """A copy that gradients are computed for, of any x, one from torch.inference_mode() included."""
+    return x.detach().clone().requires_grad_()
 
 
 def run_to(model: nn.Module, layer: str | nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
