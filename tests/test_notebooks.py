@@ -4,12 +4,16 @@ nbval runs the notebooks and compares outputs; these tests, which run nothing, s
 compare. Each rule names the fault it finds; below, a sound notebook is spoilt in one way after another, and the rule
 must notice.
 """
+import itertools
 import re
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from scnet_minimal.lab import figures
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 IGNORE = "nbval-ignore-output"
@@ -19,6 +23,10 @@ COMMENT = re.compile(r"^\s*#+\s*(NBVAL_\w+|PYTEST_VALIDATE_IGNORE_OUTPUT)\s*$", 
 HEADING = re.compile(r"^#{1,6} ", re.M)
 ABSOLUTE_PATH = re.compile(r"(?<![\w.:/~<)\]}$*-])/[A-Za-z][\w.-]*/[\w.-]|\bfile:/|\b[A-Z]:\\\\?\w")
 ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}")
+COLOUR = re.compile(r"""\b(?:c|color|cmap|mfc|mec|fc|ec|facecolor|edgecolor)=["']([^"']+)""")
+SAFE_COLOURS = {"white", "black", "none", "gray", "Blues", "viridis", "cividis", "inferno", "magma", "plasma"}
+EXERCISE = re.compile(r"### Exercise (\d+) · \S.*\n\n(?:●○○|●●○|●●●) · \d+ minutes · (\d+) points?\n\n"
+                      r".+\n\n<details><summary>Hint</summary>\n\n.+\n\n</details>", re.S)
 
 
 def read(path):
@@ -135,9 +143,62 @@ def describes_its_pictures(notebook):
             yield f"a picture in the text has no alt text: {cell.source[:40]!r}"
 
 
+def has_headings_in_order(notebook):
+    """One title, and no level left out below it: readers who hear the page walk along its headings."""
+    above = 0
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            for line in re.sub(r"```.*?```", "", cell.source, flags=re.S).splitlines():
+                if level := len(re.match(r"(#*)", line)[1]) * line.lstrip("#").startswith(" "):
+                    if level > above + 1 or (level == 1) != (above == 0):
+                        yield f"level {level} after level {above}: {line}"
+                    above = level
+
+
+def uses_colours_that_all_eyes_tell_apart(notebook):
+    for cell in code(notebook):
+        for colour in COLOUR.findall(cell.source):
+            if colour not in SAFE_COLOURS:
+                yield f"[{cell.execution_count}] names the colour {colour}: take it from scnet_minimal.lab.figures"
+
+
+def has_exercises_as_described(notebook):
+    """As scnet_minimal/lab/coursework.py describes them, two to four, before the closing cell."""
+    cells = notebook.cells
+    start = next((i for i, cell in enumerate(cells) if cell.source.startswith("## Exercises\n")), None)
+    marked = [cell for cell in cells if "nbgrader" in cell.metadata]
+    if start is None:
+        if marked:
+            yield "cells for nbgrader, and no ## Exercises"
+        return
+    parts = [cells[i:i + 3] for i in range(start + 1, len(cells) - 1, 3)]
+    if not 2 <= len(parts) <= 4 or [c for part in parts for c in part[1:]] != marked:
+        yield "no two to four exercises of three cells each, text, answer and check"
+        return
+    if cells[-1].cell_type != "markdown" or not cells[-1].source.startswith("## "):
+        yield "no closing cell after the exercises"
+    for n, (text, answer, check) in enumerate(parts, start=1):
+        found, name = EXERCISE.fullmatch(text.source), f"{cells[0].source[2:4]}-{n}"
+        usual = {"grade": False, "locked": False, "solution": False, "task": False, "schema_version": 3}
+        points = int(found[2]) if found else None
+        if not found or int(found[1]) != n:
+            yield f"exercise {n}: title, difficulty, minutes, points, task, folded hint: one is missing"
+        if answer.metadata != {"jupyter": {"source_hidden": True}, "tags": ["exercise"],
+                               "nbgrader": {**usual, "grade_id": f"answer-{name}", "solution": True}}:
+            yield f"exercise {n}: the answer's metadata"
+        if not re.search(r"^( +)### BEGIN SOLUTION\n(?:.*\n)+?\1### END SOLUTION$", answer.source, re.M):
+            yield f"exercise {n}: the answer does not stand between its markers in a function's body"
+        if check.metadata != {"nbgrader": {**usual, "grade_id": f"check-{name}", "grade": True, "locked": True,
+                                           "points": points}}:
+            yield f"exercise {n}: the check's metadata"
+        if "assert " not in check.source or [out.get("name") for out in check.outputs] != ["stdout"] or answer.outputs:
+            yield f"exercise {n}: a check asserts, and prints one thing; an answer prints nothing"
+
+
 RULES = [is_a_valid_notebook_for_python3, opens_with_a_title, was_run_once_from_top_to_bottom, has_outputs_to_compare,
          hides_no_cell, concludes_what_it_does_not_compare, has_one_cell_of_findings, holds_on_any_machine,
-         describes_its_pictures]
+         describes_its_pictures, has_headings_in_order, uses_colours_that_all_eyes_tell_apart,
+         has_exercises_as_described]
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
@@ -152,6 +213,39 @@ def test_the_notebooks_are_numbered_from_one_without_a_gap():
 
 def test_the_cell_that_finds_the_package_is_the_same_everywhere():
     assert len({code(read(path))[0].source for path in NOTEBOOKS}) == 1
+
+
+def test_the_notebooks_up_to_training_have_exercises():
+    def headings(path):
+        return [cell.source.splitlines()[0] for cell in read(path).cells if cell.cell_type == "markdown"]
+
+    assert [path.stem for path in NOTEBOOKS[:5] if "## Exercises" not in headings(path)] == []
+
+
+# What other eyes make of linear RGB: usual, protanopia, deuteranopia, tritanopia (Machado et al. 2009, severity 1).
+EYES = [np.eye(3),
+        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+        [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]]]
+
+
+def apart(colours):
+    """The least distance (CIELAB, ΔE 1976) between any two colours (#RRGGBB), in any of the four kinds of eyes."""
+    srgb = np.array([[int(c[i:i + 2], 16) for i in (1, 3, 5)] for c in colours]) / 255
+    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+    to_xyz = np.array([[0.4339, 0.3762, 0.1899], [0.2127, 0.7152, 0.0721], [0.0178, 0.1095, 0.8728]])   # white: 1, 1, 1
+    least = np.inf
+    for eye in EYES:
+        xyz = np.clip(linear @ np.array(eye).T, 0, 1) @ to_xyz.T
+        x, y, z = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116).T
+        lab = np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=1)
+        least = min([least, *(np.linalg.norm(a - b) for a, b in itertools.combinations(lab, 2))])
+    return least
+
+
+def test_the_colours_of_the_course_are_told_apart_by_all_eyes():
+    assert apart([figures.SC, figures.PLAIN, figures.DILATED, figures.GHOST]) > 15
+    assert apart(["#D62728", "#2CA02C"]) < 15           # as matplotlib's red and green are not
 
 
 # ---- the rules find what they are for ----
@@ -171,7 +265,20 @@ def sound():
              new_markdown_cell("## Next"),
              new_code_cell("plot()", execution_count=4, outputs=[picture]),
              new_code_cell("print('n/a, 3/4, a/b/c, (H/4)/(W/4), </td></tr>, https://a.org/b/c')",
-                           execution_count=5, metadata={"tags": ["findings"]}, outputs=said("and/or/neither 1/2/3"))]
+                           execution_count=5, metadata={"tags": ["findings"]}, outputs=said("and/or/neither 1/2/3")),
+             new_markdown_cell("## Exercises\n\nTry.")]
+    for n in (1, 2):
+        about = dict(grade=False, locked=False, solution=False, task=False, schema_version=3)
+        cells += [new_markdown_cell(f"### Exercise {n} · Add\n\n●○○ · 5 minutes · 1 point\n\nAdd one.\n\n"
+                                    "<details><summary>Hint</summary>\n\nUse +.\n\n</details>"),
+                  new_code_cell("def add(x):\n    ### BEGIN SOLUTION\n    return x + 1\n    ### END SOLUTION",
+                                execution_count=4 + 2 * n, metadata={
+                                    "jupyter": {"source_hidden": True}, "tags": ["exercise"],
+                                    "nbgrader": {**about, "grade_id": f"answer-01-{n}", "solution": True}}),
+                  new_code_cell("assert add(1) == 2, 'is it one?'\nprint('added')", execution_count=5 + 2 * n,
+                                outputs=said("added"), metadata={"nbgrader": {
+                                    **about, "grade_id": f"check-01-{n}", "grade": True, "locked": True, "points": 1}})]
+    cells.append(new_markdown_cell("## What comes next"))
     for i, cell in enumerate(cells):
         cell["id"] = f"cell-{i}"
     return new_notebook(cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
@@ -219,6 +326,21 @@ SPOILT = [
     (describes_its_pictures, lambda nb: nb.cells[6].outputs[0].metadata.clear()),
     (describes_its_pictures, change(3, "source", "![](curve.svg)")),
     (describes_its_pictures, change(3, "source", '<img src="curve.svg">')),
+    (has_headings_in_order, change(5, "source", "### Next")),
+    (has_headings_in_order, change(5, "source", "# Next")),
+    (uses_colours_that_all_eyes_tell_apart, change(6, "source", "plot(color='red')")),
+    (uses_colours_that_all_eyes_tell_apart, change(6, "source", 'ax.imshow(x, cmap="jet")')),
+    (has_exercises_as_described, lambda nb: [nb.cells.pop(9) for _ in range(3)]),           # one exercise is too few
+    (has_exercises_as_described, lambda nb: nb.cells.insert(9, new_markdown_cell("By the way."))),
+    (has_exercises_as_described, lambda nb: nb.cells.pop()),
+    (has_exercises_as_described, change(8, "source", "## More")),
+    (has_exercises_as_described, change(9, "source", "### Exercise 1 · Add\n\nAdd one.")),
+    (has_exercises_as_described, change(10, "source", "def add(x):\n    return x + 1")),
+    (has_exercises_as_described, change(10, "source", "### BEGIN SOLUTION\nadd = 1\n### END SOLUTION")),
+    (has_exercises_as_described, lambda nb: nb.cells[10].metadata.pop("jupyter")),
+    (has_exercises_as_described, lambda nb: nb.cells[11].metadata.nbgrader.update(points=2)),
+    (has_exercises_as_described, lambda nb: nb.cells[11].metadata.nbgrader.update(grade_id="check-02-1")),
+    (has_exercises_as_described, change(11, "source", "print('added')")),
 ]
 
 

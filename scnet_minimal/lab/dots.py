@@ -50,7 +50,7 @@ def network(block: nn.Module) -> nn.Sequential:
                          block, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(CHANNELS, 2))
 
 
-def train(block: Callable[[], nn.Module], seed: int, *, epochs: int = 10, batch_size: int = 40, **data) -> float:
+def train(block: Callable[[], nn.Module], seed: int, *, epochs: int = 16, batch_size: int = 40, **data) -> float:
     """Test accuracy, 0 to 1, of a network around block() after training from this seed.  **data goes to two_dots."""
     x, y = two_dots(2000, seed, **data)
     test_x, test_y = two_dots(1000, 1_000_000 + seed, **data)
