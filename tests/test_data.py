@@ -1,7 +1,14 @@
 """Pictures become batches: complete, upright, repeatable, and with a clear word where something is wrong."""
+import hashlib
 import io
+import json
+import os
 import re
+import tarfile
+import threading
 import warnings
+import zlib
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -490,17 +497,166 @@ def test_a_missing_toynette_says_how_to_get_it(tmp_path):
         load("toynette", root=tmp_path)
 
 
-def test_download_asks_torchvision_for_the_right_size_and_only_when_needed(tmp_path, monkeypatch):
-    asked = []
+# --- fetching Imagenette, from a server on this machine ---------------------------------------------------
 
-    def fetch(root, size, download):
-        asked.append((Path(root), size, download))
-        imagenette(Path(root) / "imagenette2-160")
+ARCHIVE, TABLES = "/imagenette2-160.tgz", "/datasets/frgfm/imagenette/resolve/refs%2Fconvert%2Fparquet/160px/"
 
-    monkeypatch.setattr(files.datasets, "Imagenette", fetch)
-    for _ in range(2):
-        assert len(load("imagenette", root=tmp_path, download=True).classes) == 10
-    assert asked == [(tmp_path, "160px", True)]
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """What the two hosts offer, in small: the archive, and the hub's list and tables."""
+    folder = tmp_path_factory.mktemp("served")
+    imagenette(folder / "imagenette2-160")
+    with tarfile.open(folder / "archive.tgz", "w:gz") as archive:
+        archive.add(folder / "imagenette2-160", "imagenette2-160")
+    write_tables(folder / "160px", list(CLASSES), {"train": list(range(10)), "validation": [4, 0, 9]})
+    return {ARCHIVE: (folder / "archive.tgz").read_bytes(),
+            TABLES + "train/0000.parquet": (folder / "160px/train.parquet").read_bytes(),
+            TABLES + "validation/0000.parquet": (folder / "160px/validation.parquet").read_bytes()}
+
+
+@pytest.fixture
+def host(served, monkeypatch):
+    """A server of these files; host.spoil[path] = function(content) -> (status, content, length it claims)."""
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            if self.path.startswith("/api/"):
+                tree = [{"type": "file", "path": "160px/" + path.removeprefix(TABLES), "size": len(content), "oid": "0"}
+                        for path, content in served.items() if path.startswith(TABLES)]
+                status, content = (200, json.dumps(tree).encode()) if server.hub else (404, b"")
+                length = len(content)
+            else:
+                content = served.get(self.path, b"")
+                status, content, length = server.spoil.get(self.path, lambda c: (200 if c else 404, c, len(c)))(content)
+                status = status if server.hub or not self.path.startswith(TABLES) else 404
+            self.send_response(status)
+            for name, value in (("Content-Length", length), ("ETag", f'"{zlib.crc32(self.path.encode())}"'),
+                                ("X-Repo-Commit", "0" * 40), ("Content-Type", "application/json")):
+                self.send_header(name, str(value))
+            self.end_headers()
+            if self.command == "GET":
+                server.asked.append(self.path)
+                self.wfile.write(content)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.spoil, server.asked, server.hub = {}, [], False
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    digest = hashlib.md5(served[ARCHIVE]).hexdigest()
+    monkeypatch.setattr(files.datasets.Imagenette, "_ARCHIVES", {"160px": (address + ARCHIVE, digest)})
+    monkeypatch.setattr(files, "HUB", address)
+    monkeypatch.setattr(files, "PATIENCE", 2)
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_imagenette_is_fetched_once_and_only_when_wanted(host, tmp_path):
+    with pytest.raises(FileNotFoundError):
+        load("imagenette", root=tmp_path)
+    assert load("imagenette", root=tmp_path, download=True).val.labels.tolist() == list(range(10))
+    assert set(host.asked) == {ARCHIVE}
+    host.asked.clear()
+    assert load("imagenette", root=tmp_path, download=True).val.labels.tolist() == list(range(10))
+    assert host.asked == [] and os.listdir(tmp_path) == ["imagenette2-160"]
+
+
+SPOILT = {
+    "truncated": lambda c: (200, c[:len(c) // 2], len(c) // 2),
+    "corrupt": lambda c: (200, c[:500] + b"?" + c[501:], len(c)),
+    "forbidden": lambda c: (403, b"<html>no</html>", 15),
+    "gone halfway": lambda c: (200, c[:len(c) // 2], len(c)),
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILT.values(), ids=list(SPOILT))
+def test_a_spoilt_archive_never_passes_for_a_data_set_and_the_hub_helps_out(host, tmp_path, spoil):
+    host.spoil[ARCHIVE] = spoil
+    with pytest.raises(files.DataError) as error:
+        load("imagenette", root=tmp_path, download=True)
+    for part in ("archive:", "hub:", "By hand", "imagenette2-160.tgz in", str(tmp_path)):
+        assert part in str(error.value)
+    assert os.listdir(tmp_path) == []
+    host.hub = True
+    data = load("imagenette", root=tmp_path, download=True)
+    assert (data.classes, data.val.labels.tolist()) == (list(CLASSES), [4, 0, 9])
+    assert os.listdir(tmp_path) == ["imagenette2-160"]
+
+
+def test_a_spoilt_table_of_the_hub_never_passes_for_a_data_set(host, tmp_path):
+    host.hub = True
+    host.spoil = {ARCHIVE: SPOILT["forbidden"], TABLES + "validation/0000.parquet": SPOILT["truncated"]}
+    with pytest.raises(files.DataError, match="hub:"):
+        load("imagenette", root=tmp_path, download=True)
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_an_interrupted_fetch_left_behind_is_neither_taken_nor_in_the_way(host, tmp_path):
+    save(tmp_path / ".imagenette2-160.part/imagenette2-160/train/n01440764/half.JPEG")      # killed while unpacking
+    with pytest.raises(FileNotFoundError):
+        load("imagenette", root=tmp_path)
+    assert len(load("imagenette", root=tmp_path, download=True).classes) == 10
+    assert os.listdir(tmp_path) == ["imagenette2-160"]
+
+
+# --- shares of several processes --------------------------------------------------------------------------
+
+@pytest.mark.parametrize("way", [{}, {"memory_limit": 0}], ids=["in memory", "streamed"])
+def test_shares_of_a_batch_make_up_the_batch(colours, way):
+    whole = load(colours, **way).train
+    shares = [load(colours, shard=(rank, 2), **way).train for rank in range(2)]
+    assert len(whole) == len(shares[0]) == len(shares[1]) == 3
+    for (x, _), *parts in zip(whole, *shares):
+        assert [len(part_y) for _, part_y in parts] == [2, 2]
+        both = torch.stack([part_x for part_x, _ in parts], 1).flatten(0, 1)        # dealt out like cards
+        assert torch.allclose(both, x, atol=1e-6)
+
+
+def test_shares_of_the_validation_pictures_leave_none_out_and_double_none(colours):
+    whole = load(colours).val
+    for world in (2, 3, 4, 8):
+        shares = [load(colours, shard=(rank, world), batch_size=8 * world).val for rank in range(world)]
+        found = torch.cat([x for share in shares for x, _ in share])
+        expected = torch.cat([x for x, _ in whole])
+        assert sorted(found.sum((1, 2, 3)).tolist()) == pytest.approx(sorted(expected.sum((1, 2, 3)).tolist()))
+        assert sorted(y for share in shares for _, ys in share for y in ys.tolist()) == sorted(whole.labels.tolist())
+
+
+def test_all_processes_take_the_same_number_of_equal_steps(colours):
+    for batch_size, sizes in {4: [2, 2, 2], 6: [3, 3], 12: [6], 10: [5], 2: [1] * 6, 26: [6]}.items():
+        shares = [load(colours, shard=(rank, 2), batch_size=batch_size).train for rank in range(2)]
+        assert all([len(y) for _, y in share] == sizes and len(share) == len(sizes) for share in shares)
+
+
+def test_a_batch_that_cannot_be_shared_is_an_error(colours):
+    with pytest.raises(ValueError, match="batch of 5 cannot be shared evenly by 2 processes: take 4"):
+        load(colours, batch_size=5, shard=(0, 2))
+
+
+def test_a_process_whose_whole_share_is_unreadable_still_takes_its_step(tmp_path):
+    for i in range(40):
+        save(tmp_path / f"train/a/{i:02}.jpg")
+    (tmp_path / "train/a/07.jpg").write_bytes(b"no picture at all")
+    save(tmp_path / "val/a/0.jpg")
+    shares = [load(tmp_path, batch_size=2, shard=(rank, 2), memory_limit=0).train for rank in range(2)]
+    with pytest.warns(UserWarning, match="1 of 40"):
+        assert [[len(y) for _, y in share] for share in shares] == [[1] * 20] * 2
+
+
+@ways
+def test_an_epoch_can_begin_anywhere(photos, way):
+    train = load(photos, batch_size=2, **way).train
+    train.set_epoch(3)
+    expected = list(train)
+    train.set_epoch(3, start=2)
+    for (x, y), (x2, y2) in zip(expected[2:], train, strict=True):
+        assert torch.equal(x, x2) and torch.equal(y, y2)
+    assert len(train) == len(expected)
 
 
 def test_a_long_decoding_shows_its_progress_and_a_short_one_does_not(colours, monkeypatch, capsys):

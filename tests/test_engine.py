@@ -1,11 +1,16 @@
 """The training loop, on a data set of a few coloured squares."""
+import os
+import signal
+
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from scnet_minimal import SCNet
+from scnet_minimal.lab.checkpoint import Interrupts, Keeper, read_checkpoint
 from scnet_minimal.lab.data import load_data
-from scnet_minimal.lab.engine import fit, predict, top1
+from scnet_minimal.lab.engine import Task, Trainer, evaluate, fit, mixed_precision, one_cycle, predict, steps, top1
 
 
 @pytest.fixture(scope="module")
@@ -22,15 +27,22 @@ def folder(tmp_path_factory):
     return root
 
 
-def train(folder, seed=0, **kwargs):
-    data = load_data(folder, size=32, batch_size=12, device="cpu", seed=seed)
+def keep(folder, score="val_top1"):
+    keeper = Keeper(folder, {"arch": "small", "classes": ["blue", "red"]}, score)
+    keeper.open()
+    return keeper
+
+
+def train(folder, seed=0, memory_limit=2**30, **kwargs):
+    data = load_data(folder, size=32, batch_size=12, device="cpu", seed=seed, memory_limit=memory_limit, workers=0)
     torch.manual_seed(seed)
     model = SCNet((1, 1, 1, 1), 2, widths=(4, 8, 8, 8), bottleneck_width=32)
-    return model, data, fit(model, data, **{"epochs": 20, "lr": 0.1, **kwargs})
+    model.fc = nn.Sequential(nn.Dropout(0.2), model.fc)         # draws from torch's generator at every step
+    return model, data, fit(model, data, **{"epochs": 3, "lr": 0.1, **kwargs})
 
 
 def test_it_learns_to_tell_colours_and_says_how_it_went(folder):
-    model, data, history = train(folder)
+    model, data, history = train(folder, epochs=20)
     assert [e.epoch for e in history] == list(range(20))
     assert history[-1].train_loss < history[0].train_loss
     assert history[-1].val_top1 == 1.0 == top1(*predict(model, data.val))
@@ -41,7 +53,7 @@ def test_the_same_seed_gives_the_same_weights(folder):
     (one, _, _), (two, _, _), (other, _, _) = train(folder), train(folder), train(folder, seed=1)
     pairs = list(zip(one.state_dict().values(), two.state_dict().values()))
     assert all(torch.equal(a, b) for a, b in pairs)
-    assert not torch.equal(one.fc.weight, other.fc.weight)
+    assert not torch.equal(one.fc[1].weight, other.fc[1].weight)
 
 
 def test_predictions_keep_the_order_and_count_every_picture_once(folder):
@@ -52,8 +64,34 @@ def test_predictions_keep_the_order_and_count_every_picture_once(folder):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(folder):
-    with pytest.raises(FloatingPointError, match="in epoch 1: try a smaller lr than 1e\\+30"):
+    with pytest.raises(FloatingPointError, match="step 2 of epoch 1, and neither are the weights.*smaller --lr"):
         train(folder, lr=1e30)
+
+
+def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(folder, tmp_path, monkeypatch):
+    keeper = keep(tmp_path)
+    train(folder, epochs=1, keeper=keeper)
+    before = (tmp_path / "last.pt").read_bytes()
+    with pytest.raises(FloatingPointError, match="step [23] of epoch 2"):
+        train(folder, epochs=2, lr=1e30, keeper=keeper, resume=read_checkpoint(tmp_path))
+    assert (tmp_path / "last.pt").read_bytes() == before
+
+
+def test_broken_pictures_are_named_as_the_reason_while_the_weights_are_sound(folder):
+    data = load_data(folder, size=32, batch_size=12, device="cpu")
+    task = Task(lambda model, batch: (model(batch[0]).sum() * float("nan"), len(batch[1]), {}), lambda model: {})
+    model = SCNet((1, 1, 1, 1), 2, widths=(4, 8, 8, 8))
+    trainer = Trainer(model, data.train, task, torch.optim.SGD(model.parameters()), steps(0.1), epochs=1)
+    with pytest.raises(FloatingPointError, match="step 1 of epoch 1, "):
+        trainer.run()
+
+
+def test_weights_that_are_not_finite_are_not_saved(folder):
+    model, data, _ = train(folder, epochs=1)
+    trainer = Trainer(model, data.train, None, torch.optim.SGD(model.parameters()), steps(0.1), epochs=1)
+    torch.nn.init.constant_(model.fc[1].weight, float("inf"))
+    with pytest.raises(FloatingPointError, match="Weights are not finite"):
+        trainer.state()
 
 
 def test_no_epochs_is_an_error(folder):
@@ -78,3 +116,186 @@ def test_weight_decay_spares_norms_and_biases(folder, monkeypatch):
 
 def _stop():
     raise KeyboardInterrupt
+
+
+# --- stopping and going on --------------------------------------------------------------------------------
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def without_seconds(history):
+    return [epoch._replace(seconds=0) for epoch in history]
+
+
+def interrupted_at(step, monkeypatch, signal_number=signal.SIGINT):
+    """From now on a Ctrl-C arrives in the middle of the step of this number."""
+    learn, count = Trainer._learn, iter(range(1, 1000))
+
+    def learn_and_interrupt(self, batch):
+        if next(count) == step:
+            os.kill(os.getpid(), signal_number)
+        learn(self, batch)
+
+    monkeypatch.setattr(Trainer, "_learn", learn_and_interrupt)
+
+
+@pytest.mark.parametrize("recipe, memory_limit, step", [        # of 4 in each epoch: mid-epoch, and at an epoch's end
+    ("quick", 2**30, 1), ("quick", 0, 6), ("paper", 2**30, 6), ("paper", 2**30, 8)])
+def test_a_run_that_was_interrupted_ends_in_the_bits_of_one_that_was_not(folder, tmp_path, monkeypatch, recipe,
+                                                                         memory_limit, step):
+    options = dict(epochs=3, recipe=recipe, memory_limit=memory_limit)
+    straight, _, history = train(folder, **options)
+    with monkeypatch.context() as patch:
+        interrupted_at(step, patch, signal.SIGTERM if step == 6 else signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            train(folder, **options, keeper=keep(tmp_path))
+    torch.manual_seed(99)
+    state = read_checkpoint(tmp_path)
+    assert state["epoch"] * 4 + state["step"] == step
+    resumed, _, resumed_history = train(folder, **options, keeper=keep(tmp_path), resume=state)
+    assert same(straight, resumed)
+    assert without_seconds(resumed_history) == without_seconds(history)
+
+
+def test_two_epochs_and_two_more_are_four(folder, tmp_path):
+    straight, _, history = train(folder, epochs=4, recipe="paper")
+    train(folder, epochs=2, recipe="paper", keeper=keep(tmp_path))
+    resumed, _, resumed_history = train(folder, epochs=4, recipe="paper", resume=read_checkpoint(tmp_path))
+    assert same(straight, resumed) and without_seconds(resumed_history) == without_seconds(history)
+
+
+def test_an_interrupt_during_evaluation_loses_nothing_either(folder, tmp_path, monkeypatch):
+    straight, _, history = train(folder, epochs=2)
+    with monkeypatch.context() as patch:
+        patch.setattr("scnet_minimal.lab.engine.evaluate", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            train(folder, epochs=2, keeper=keep(tmp_path))
+    assert read_checkpoint(tmp_path)["step"] == 4
+    resumed, _, resumed_history = train(folder, epochs=2, resume=read_checkpoint(tmp_path))
+    assert same(straight, resumed) and without_seconds(resumed_history) == without_seconds(history)
+
+
+def test_a_resumed_run_obeys_the_new_learning_rate(folder, tmp_path):
+    train(folder, epochs=1, recipe="paper", keeper=keep(tmp_path))
+    rows = []
+    train(folder, epochs=2, recipe="paper", lr=0.007, resume=read_checkpoint(tmp_path),
+          on_epoch=lambda row, best: rows.append(row))
+    assert [row["lr"] for row in rows] == [0.007]
+
+
+def test_the_loss_scaler_goes_on_where_it_was(folder):
+    model, data, _ = train(folder, epochs=1)
+    one, two = (Trainer(model, data.train, None, torch.optim.SGD(model.parameters()), steps(0.1), epochs=1)
+                for _ in range(2))
+    one.scaler, two.scaler = torch.amp.GradScaler("cpu", init_scale=8.0), torch.amp.GradScaler("cpu")
+    one.scaler.scale(torch.ones(()))                    # a scaler has its scale from its first use on
+    two.go_on(one.state())
+    assert two.scaler.get_scale() == 8.0
+
+
+def test_signals_are_handled_as_before_once_training_is_over(folder, tmp_path):
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    train(folder, epochs=1, keeper=keep(tmp_path))
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_an_interrupt_waits_for_what_must_not_be_cut():
+    done = []
+    with Interrupts() as interrupts:
+        with pytest.raises(KeyboardInterrupt):
+            with interrupts.held():
+                os.kill(os.getpid(), signal.SIGINT)
+                done.append("whole")
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+            done.append("never")
+    assert done == ["whole"]
+
+
+# --- the parts --------------------------------------------------------------------------------------------
+
+def test_the_cycle_is_torchs_one_cycle():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.4)
+    theirs = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.4, total_steps=1001, pct_start=0.25)
+    ours = one_cycle(0.4, epochs=10)
+    for i in range(1000):
+        assert ours(i / 100) == pytest.approx(theirs.get_last_lr()[0], abs=0.4 * 0.005)
+        optimizer.step()
+        theirs.step()
+
+
+def test_the_paper_divides_by_ten_after_every_thirty_epochs():
+    lr = steps(0.1)
+    assert [lr(e) for e in (0, 29.99, 30, 59.99, 60, 99.9)] == pytest.approx([.1, .1, .01, .01, .001, .0001])
+
+
+def test_an_unknown_recipe_is_an_error(folder):
+    with pytest.raises(ValueError, match="'quick' or 'paper', not 'slow'"):
+        train(folder, recipe="slow")
+
+
+def test_evaluation_counts_what_predict_predicts(folder):
+    model, data, _ = train(folder, epochs=2)
+    logits, labels = predict(model, data.val)
+    found = evaluate(model, data.val)
+    assert found["top1"] == top1(logits, labels) and found["top5"] == 1
+    assert found["loss"] == pytest.approx(nn.functional.cross_entropy(logits, labels).item())
+
+
+def test_top5_counts_the_five_largest():
+    class Fixed(nn.Module):
+        def forward(self, x):
+            return -torch.arange(10.0).expand(len(x), 10)           # class 0 first, class 9 last
+
+    class Val(list):
+        labels = torch.tensor([0, 4, 5, 9])
+
+    found = evaluate(Fixed(), Val([(torch.zeros(4, 3, 8, 8), Val.labels)]))
+    assert (found["top1"], found["top5"]) == (0.25, 0.5)
+
+
+def test_another_task_runs_through_the_same_loop(tmp_path):
+    """Regression of a line: a loss of its own, a score of its own, checkpoints, going on."""
+    class Line(list):
+        def set_epoch(self, epoch, start=0):
+            torch.manual_seed(epoch)
+            self[:] = [torch.rand(16, 1) for _ in range(8)]
+            del self[:start]
+
+        def __len__(self):
+            return 8
+
+    def run(epochs, keeper=None, state=None):
+        torch.manual_seed(0)
+        model = nn.Linear(1, 1)
+        task = Task(lambda model, x: (((model(x) - 3 * x) ** 2).mean(), len(x), {}),
+                    lambda model: {"slope": 1 - abs(model.weight.item() - 3)})
+        trainer = Trainer(model, Line(), task, torch.optim.SGD(model.parameters(), momentum=0.9), steps(0.1),
+                          epochs=epochs, keeper=keeper)
+        if state:
+            trainer.go_on(state)
+        return trainer.run()
+
+    straight = run(20)
+    assert straight[-1]["train_loss"] < 0.01 and straight[-1]["val_slope"] > 0.9
+    run(10, keep(tmp_path, "val_slope"))
+    resumed = run(20, state=read_checkpoint(tmp_path))
+    assert [row["val_slope"] for row in resumed] == [row["val_slope"] for row in straight]
+
+
+def test_half_precision_on_a_cpu_only_when_asked_for(folder):
+    cpu = torch.device("cpu")
+    assert mixed_precision(cpu) is None and mixed_precision(cpu, False) is None
+    assert mixed_precision(cpu, True) == torch.bfloat16
+    model, data, history = train(folder, epochs=2, amp=True)
+    assert all(p.dtype == torch.float32 for p in model.parameters()) and history[1].train_loss < 1
+
+
+def test_the_bar_shows_speed_loss_top1_and_time_left(folder, capsys):
+    train(folder, epochs=1, print_freq=1, name="squares")
+    shown = capsys.readouterr().err
+    assert "squares 1/1: 100%" in shown and "images/s, loss 0." in shown and "top1 0." in shown
+    assert "<00:00" in shown
+    train(folder, epochs=1, quiet=True)
+    assert capsys.readouterr().err == ""

@@ -60,32 +60,43 @@ class Batches:
     uninterrupted one would have seen. What happens to a picture does not depend on the batch size either. A
     last batch of one picture is dropped, because batch norm cannot learn from it. Validation keeps its order,
     shows each picture once, and does not augment.
+
+    With several processes, `shard` = (rank, world), each gets its part of every training batch, all parts of one
+    size (what is left over of the last batch waits for another epoch), so that together they take the step that one
+    process would take. In validation each gets its part of the pictures, of which none is left out or doubled.
     """
     images: Tensor | Pictures       # images[i]: (3, side, side) uint8, not augmented; side = size in val
     labels: Tensor                  # (N,) int64, on the device
-    batch_size: int
+    batch_size: int                 # of all processes together
     size: int
     scale: tuple[float, float]
     seed: int | None                # None: validation
     workers: int = 0
+    shard: tuple[int, int] = (0, 1)
     epoch: int = 0
+    start: int = 0
     skipped: list[str] = field(default_factory=list)    # unreadable files; when streaming, those met so far
 
-    def set_epoch(self, epoch: int) -> None:
-        """Which epoch the next iteration is. As with DistributedSampler: without it, always the same one."""
-        self.epoch = epoch
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Which epoch the next iteration is, and from which batch on. As with DistributedSampler: without it, always
+        the same one."""
+        self.epoch, self.start = epoch, start
 
     def __len__(self) -> int:
-        """The number of batches."""
-        n, b = len(self.labels), self.batch_size
-        smallest = 2 if self.seed is not None and n > b > 1 else 1
+        """The number of batches of a whole epoch."""
+        n, b, (rank, world) = len(self.labels), self.batch_size, self.shard
+        if self.seed is None:
+            return -(-len(range(rank, n, world)) // -(-b // world))
+        smallest = 2 * world if n > b > world else world            # one picture each is too few to learn from
         return n // b + (n % b >= smallest)
 
     def _plan(self) -> tuple[Tensor, ...]:
-        """The indices of each batch of this epoch."""
-        n = len(self.labels)
-        order = torch.arange(n) if self.seed is None else torch.randperm(n, generator=self._generator(0))
-        return order.split(self.batch_size)[:len(self)]
+        """The indices of each batch of this epoch, from `start` on."""
+        n, b, (rank, world) = len(self.labels), self.batch_size, self.shard
+        if self.seed is None:
+            return torch.arange(rank, n, world).split(-(-b // world))[self.start:]
+        batches = torch.randperm(n, generator=self._generator(0)).split(b)[self.start:len(self)]
+        return tuple(index[:len(index) // world * world][rank::world] for index in batches)
 
     def _generator(self, purpose: int) -> torch.Generator:
         return torch.Generator().manual_seed(seed_of(self.seed, self.epoch, purpose))
@@ -139,7 +150,8 @@ class Streamed(Batches):
                                       v2.RandomHorizontalFlip(), v2.PILToTensor()])
             short = round(self.size / self.scale[0] ** 0.5)     # so that the smallest crop has its pixels
             pictures = Pictures(pictures.items, partial(augmented, short=short, transform=random_view,
-                                                        key=(self.seed, self.epoch, 1)))
+                                                        key=(self.seed, self.epoch, 1)),
+                                never_empty=self.shard[1] > 1)      # all processes must take the same steps
         loader = DataLoader(pictures, batch_sampler=[index.tolist() for index in self._plan()],
                             num_workers=self.workers, collate_fn=_ready, pin_memory=device.type == "cuda",
                             generator=torch.Generator())    # else it draws from the global one
@@ -178,12 +190,12 @@ class Data:
 def load_data(source: str | Path, *, size: int = 128, batch_size: int = 64,
               device: str | torch.device | None = None, root: str | Path | None = None, seed: int = 0,
               scale: tuple[float, float] = (0.35, 1.0), workers: int | None = None,
-              memory_limit: int = 3 * 2**30, download: bool = False) -> Data:
+              memory_limit: int = 3 * 2**30, download: bool = False, shard: tuple[int, int] = (0, 1)) -> Data:
     """A data set, by its name or its folder, as batches on the device.
 
     source        "toynette", "imagenette" (of 160 px, or a larger one if only that is there),
-                  "imagenette-160", "imagenette-320", or a folder that holds train/<class>/ and val/<class>/
-                  (or validation/<class>/), or train*.parquet and validation*.parquet
+                  "imagenette-160", "imagenette-320", "imagenette-full", or a folder that holds train/<class>/ and
+                  val/<class>/ (or validation/<class>/), or train*.parquet and validation*.parquet
     size          side of the square pictures, px
     device        None: best_device()
     root          where named sets are; None: the repository's data/, or data/ in or above the working folder
@@ -192,6 +204,8 @@ def load_data(source: str | Path, *, size: int = 128, batch_size: int = 64,
     memory_limit  bytes; a set that needs more as uint8 is streamed from disk. The default keeps Imagenette
                   on the device up to 224 px (2.7 GB); 0 always streams
     download      fetch Imagenette into root if it is not there (160 px: 99 MB)
+    shard         (rank, world): which share of every batch this process gets, of how many processes; batch_size
+                  counts the pictures of all of them
 
     FileNotFoundError, NotADirectoryError or ValueError say what was found and what to do. Unreadable pictures
     are skipped with a warning, above 10 % of a split with a RuntimeError (when streaming: as they are met).
@@ -200,6 +214,9 @@ def load_data(source: str | Path, *, size: int = 128, batch_size: int = 64,
         raise ValueError(f"size must be at least 8 and batch_size at least 1; got {size} and {batch_size}.")
     if not 0 < scale[0] <= scale[1] <= 1:
         raise ValueError(f"scale must be (smallest, largest) share of the area, within (0, 1]; got {scale}.")
+    if batch_size % shard[1]:
+        raise ValueError(f"A batch of {batch_size} cannot be shared evenly by {shard[1]} processes: take "
+                         f"{max(1, batch_size // shard[1]) * shard[1]}.")
     device = best_device() if device is None else torch.device(device)
     torch.empty(0, device=device)       # a device that is not there fails here, before any decoding
     workers = min(8, os.cpu_count() or 1) if workers is None else workers
@@ -218,10 +235,10 @@ def load_data(source: str | Path, *, size: int = 128, batch_size: int = 64,
         images = Pictures(listing.items, partial(centre, short=short, crop=crop))
         labels = torch.tensor([label[name] for name in listing.folders])
         if not keep:
-            return Streamed(images, labels.to(device), batch_size, size, scale, seed, workers)
+            return Streamed(images, labels.to(device), batch_size, size, scale, seed, workers, shard)
         images, good, skipped = decode(images, crop, max(workers, 1))
         images, labels = images.to(device), labels[good].to(device)
-        return InMemory(images, labels, batch_size, size, scale, seed, skipped=skipped)
+        return InMemory(images, labels, batch_size, size, scale, seed, shard=shard, skipped=skipped)
 
     return Data(str(source), [NAMES.get(name, name) for name in train.classes],
                 batches(train, stored, stored, seed), batches(val, round(size * VAL_RESIZE), size, None),

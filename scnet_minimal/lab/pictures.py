@@ -5,6 +5,9 @@
     pictures[0]                                             # (3, 128, 128) uint8, decoded now
 """
 import io
+import os
+import shutil
+import socket
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -25,9 +28,18 @@ KNOWN = {                           # name -> folders under root, best first; a 
     "imagenette": ["imagenette2-160", "imagenette2-320", "imagenette2"],
     "imagenette-160": ["imagenette2-160"],
     "imagenette-320": ["imagenette2-320"],
+    "imagenette-full": ["imagenette2"],
 }
 ARCHIVES = "https://s3.amazonaws.com/fast-ai-imageclas"     # /<folder>.tgz
+SIZES = {"imagenette2-160": "160px", "imagenette2-320": "320px", "imagenette2": "full"}     # torchvision's names
+HUB = None                          # address of the Hugging Face hub; None: its own
+HUB_SET = dict(repo_id="frgfm/imagenette", repo_type="dataset", revision="refs/convert/parquet")
+PATIENCE = 20                       # seconds of silence after which a host is given up
 MAX_UNREADABLE = 0.1        # of a split: fewer are skipped with a warning; more, and something else is wrong
+
+
+class DataError(RuntimeError):
+    """The data set is damaged, or could not be fetched."""
 
 
 # --- finding the pictures ---------------------------------------------------------------------------------
@@ -112,14 +124,56 @@ def _locate_known(name: str, root: str | Path | None, download: bool) -> Path:
     if name == "toynette":
         raise FileNotFoundError(f"{looked}\nIt comes with the repository in data/: give that as root, or "
                                 f"draw it: python -m scnet_minimal.lab.toynette --out {root / folder}")
-    size = folder.removeprefix("imagenette2-") + "px"
     if not download:
         raise FileNotFoundError(
             f"{looked}\nFetch it: load_data({name!r}, download=True), which is "
-            f'torchvision.datasets.Imagenette("{root}", size="{size}", download=True).\n'
+            f'torchvision.datasets.Imagenette("{root}", size="{SIZES[folder]}", download=True).\n'
             f"By hand: unpack {ARCHIVES}/{folder}.tgz in {root}.")
-    datasets.Imagenette(root, size=size, download=True)     # one archive, its hash checked, holds both splits
-    return root / folder
+    return fetch_imagenette(root, folder)
+
+
+def fetch_imagenette(root: Path, folder: str) -> Path:
+    """Download root/folder: the archive (torchvision, its hash checked), or else the hub's parquet files.
+
+    All is done in a hidden folder beside it, and what is whole gets its name at the end: nothing half-finished is ever
+    taken for a data set.  DataError, with what to do by hand, if neither can be had.
+    """
+    scratch, patience, failures = root / f".{folder}.part", socket.getdefaulttimeout(), []
+    socket.setdefaulttimeout(PATIENCE)
+    try:
+        for source, fetch in (("archive", _from_archive), ("hub", _from_hub)):
+            shutil.rmtree(scratch, ignore_errors=True)
+            scratch.mkdir(parents=True)
+            try:
+                os.replace(fetch(scratch, folder), root / folder)
+                return root / folder
+            except Exception as error:  # noqa: BLE001  whatever it was, the next source may do
+                failures.append(f"{source}: {' '.join(str(error).split())[:200] or type(error).__name__}")
+    finally:
+        socket.setdefaulttimeout(patience)
+        shutil.rmtree(scratch, ignore_errors=True)
+    raise DataError(f"Imagenette could not be fetched ({'; '.join(failures)}).\nBy hand, with a browser: unpack "
+                    f"{ARCHIVES}/{folder}.tgz in {root}, so that {root / folder / 'train'} is there.")
+
+
+def _from_archive(scratch: Path, folder: str) -> Path:
+    datasets.Imagenette(scratch, size=SIZES[folder], download=True)     # one archive holds both splits
+    list_split(scratch / folder, "val")
+    return scratch / folder
+
+
+def _from_hub(scratch: Path, folder: str) -> Path:
+    from huggingface_hub import HfApi, hf_hub_download
+
+    config = {"full": "full_size"}.get(SIZES[folder], SIZES[folder])
+    whole = scratch / folder
+    whole.mkdir()
+    for name in HfApi(endpoint=HUB).list_repo_files(**HUB_SET):
+        if name.startswith(f"{config}/") and name.endswith(".parquet"):
+            path = hf_hub_download(filename=name, local_dir=scratch / "hub", endpoint=HUB, **HUB_SET)
+            os.replace(path, whole / "-".join(Path(name).parts[1:]))    # 160px/train/0000.parquet: train-0000.parquet
+    compare(list_split(whole, "train"), list_split(whole, "validation"), whole)
+    return whole
 
 
 # --- from a file to a picture -----------------------------------------------------------------------------
@@ -161,8 +215,9 @@ def seed_of(*key: int) -> int:
 class Pictures(Dataset):
     """Pictures decoded when they are asked for: pictures[i] is (3, side, side) uint8."""
 
-    def __init__(self, items: list[str | bytes], view: Callable[[str | bytes, int], Tensor]) -> None:
-        self.items, self.view = items, view
+    def __init__(self, items: list[str | bytes], view: Callable[[str | bytes, int], Tensor],
+                 never_empty: bool = False) -> None:
+        self.items, self.view, self.never_empty = items, view, never_empty
 
     def __len__(self) -> int:
         return len(self.items)
@@ -179,8 +234,14 @@ class Pictures(Dataset):
             return None, f"{name} ({error})"
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor, list[str]]:
-        """What DataLoader calls: the readable ones (B, 3, side, side) uint8, their indices, the troubles."""
+        """What DataLoader calls: the readable ones (B, 3, side, side) uint8, their indices, the troubles.
+
+        With never_empty, the next readable picture stands in where none of a batch is readable.
+        """
         tried = [(i, *self.attempt(i)) for i in indices]
+        if self.never_empty and all(picture is None for _, picture, _ in tried):
+            others = ((indices[0] + i) % len(self) for i in range(1, len(self)))
+            tried += next(([(i, picture, "")] for i in others if (picture := self.attempt(i)[0]) is not None), [])
         good = [picture for _, picture, _ in tried if picture is not None]
         index = torch.tensor([i for i, picture, _ in tried if picture is not None], dtype=torch.int64)
         return torch.stack(good) if good else index, index, [trouble for *_, trouble in tried if trouble]
@@ -191,7 +252,7 @@ def report(troubles: list[str], total: int, warn: bool = True) -> None:
     text = f"{len(troubles)} of {total} pictures are unreadable: {'; '.join(troubles[:3])}"
     text += "; ..." if len(troubles) > 3 else "."
     if len(troubles) > MAX_UNREADABLE * total:
-        raise RuntimeError(f"{text}\nMore than {MAX_UNREADABLE:.0%}: is the data set damaged?")
+        raise DataError(f"{text}\nMore than {MAX_UNREADABLE:.0%}: is the data set damaged?")
     if warn and troubles:
         warnings.warn(f"{text} They are skipped.", stacklevel=2)
 

@@ -1,0 +1,211 @@
+"""A run's folder: checkpoints that are whole or not there, the history as a table and as a picture.
+
+    keeper = Keeper("runs/x", {"arch": "scnet50", "classes": names})
+    keeper.open()
+    keeper.epoch(state)                 # last.pt, history.csv, curve.png, and best.pt where the epoch was the best
+    state = read_checkpoint("runs/x")   # the state to go on from
+
+last.pt holds all that going on takes; best.pt the weights of the best epoch and what they are, without the optimiser:
+a file to hand on, which scnet_minimal.scnet.load_weights() reads too.
+"""
+import contextlib
+import csv
+import io
+import json
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from . import distributed
+
+RESUMABLE = {"state_dict", "optimizer", "epoch", "step", "history"}     # a file without these is not last.pt
+
+
+class Interrupts:
+    """While active, Ctrl-C and SIGTERM raise KeyboardInterrupt, but never within `with interrupts.held():`, only
+    after it: a step of training or a file is finished first."""
+
+    def __init__(self) -> None:
+        self.holding = self.pending = False
+
+    def __enter__(self) -> "Interrupts":
+        self.before = {}
+        if threading.current_thread() is threading.main_thread():      # elsewhere Python allows no handlers
+            self.before = {s: signal.signal(s, self._arrive) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _arrive(self, *_) -> None:
+        if not self.holding:
+            raise KeyboardInterrupt
+        self.pending = True
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        self.holding = True
+        try:
+            yield
+        finally:        # also after an error: that other processes have left already is no news then
+            self.holding = False
+            if self.pending:
+                self.pending = False
+                raise KeyboardInterrupt
+
+
+def write(path: Path, content: bytes | memoryview) -> None:
+    """The whole file or, whatever happens, the one that was there before: temporary name, fsync, rename.
+
+    OSError says which file it was.
+    """
+    scratch = path.with_name(f".{path.name}.part")      # in the same folder: a rename never crosses file systems
+    try:
+        with scratch.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())                     # or the new name could reach the disk before its content
+        os.replace(scratch, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            scratch.unlink()
+        left = "; what was there before is whole" if path.exists() else ""
+        raise OSError(f"{path} could not be written: {error.strerror or error}{left}.") from error
+
+
+def write_torch(path: Path, state: dict) -> None:
+    buffer = io.BytesIO()       # torch.save to a file hides the reason of a failure; a full disk is an OSError here
+    torch.save(state, buffer)
+    write(path, buffer.getbuffer())
+
+
+class Keeper:
+    """Writes a run's folder.  `about` goes into every checkpoint: what the network is and how it was made.
+
+    score names the entry of an epoch's row that is best when it is largest.  With several processes the first one
+    writes.  OSError, naming the file, if something cannot be written.
+    """
+
+    def __init__(self, folder: str | Path, about: dict, score: str = "val_top1") -> None:
+        self.folder, self.about, self.score = Path(folder), about, score
+
+    def open(self) -> None:
+        """Make the folder, and args.json in it, so that a run fails here rather than after its first epoch."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(f"The folder {self.folder} cannot be made ({error.strerror}): name another.") from error
+        write(self.folder / "args.json", json.dumps(self.about, indent=1).encode() + b"\n")
+
+    def save(self, state: dict) -> None:
+        """last.pt: the state after any step."""
+        if distributed.is_first():
+            write_torch(self.folder / "last.pt", {**self.about, **state, "best": self._best(state["history"])})
+
+    def epoch(self, state: dict) -> bool:
+        """All files after an epoch; whether it was the best so far.  last.pt comes last: it stands for the rest."""
+        if not distributed.is_first():
+            return False
+        *earlier, row = state["history"]
+        is_best = not earlier or row[self.score] > self._best(earlier)
+        if is_best:
+            write_torch(self.folder / "best.pt", {**self.about, "state_dict": state["state_dict"], **row})
+        write(self.folder / "history.csv", table(state["history"]))
+        write(self.folder / "curve.png", curves(state["history"], self.score))
+        self.save(state)
+        return is_best
+
+    def _best(self, history: list[dict]) -> float | None:
+        return max((row[self.score] for row in history), default=None)
+
+
+def table(history: list[dict]) -> bytes:
+    """Rows as CSV, the names of the first row on top; numbers in full, so that nothing is lost."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(history[0]))
+    writer.writeheader()
+    writer.writerows(history)
+    return text.getvalue().encode()
+
+
+def curves(history: list[dict], score: str) -> bytes:
+    """A PNG: losses on the left, shares (top-1, average precision) on the right, over epochs counted from 1."""
+    from matplotlib.figure import Figure  # not pyplot: no window, no global state
+
+    figure = Figure(figsize=(9, 3), dpi=110, layout="constrained")
+    losses, shares = figure.subplots(1, 2)
+    kind = score.split("_", 1)[-1]              # val_top1 -> train_top1 beside it
+    for ax, ending, factor in ((losses, "loss", 1), (shares, kind, 100)):
+        for name, colour in ((f"train_{ending}", "#8C8C8C"), (f"val_{ending}", "#0072B2")):
+            if name in history[0]:
+                ax.plot([row["epoch"] + 1 for row in history], [factor * row[name] for row in history], ".-",
+                        color=colour, label=name.split("_")[0])
+        ax.set(xlabel="epoch", ylabel=ending if factor == 1 else f"{ending}, %")
+        ax.legend(frameon=False)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png")
+    return picture.getvalue()
+
+
+def read_file(path: str | Path) -> dict:
+    """What torch.save wrote, tensors and plain values only (nothing in it is run), on the CPU.
+
+    A folder stands for its last.pt.  FileNotFoundError or ValueError say what the file is instead.
+    """
+    path = Path(path).expanduser()
+    path = path / "last.pt" if path.is_dir() else path
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no checkpoint {path}.")
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:                          # noqa: BLE001  a damaged file may raise nearly anything
+        if "weights_only" in str(error):
+            raise ValueError(f"{path} is no checkpoint of this command: it holds more than tensors and numbers, "
+                             "or is no torch file. Nothing in it was run.") from None
+        raise ValueError(f"{path} is cut off, damaged or no checkpoint: use an older copy or start anew.") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is no checkpoint: it holds a {type(found).__name__}.")
+    return found
+
+
+def read_checkpoint(path: str | Path, arch: str | None = None, classes: list[str] | None = None) -> dict:
+    """The state to go on from, checked against the network and the classes that are asked for.
+
+    Raises as read_file() does, and ValueError where the file is no last.pt, or of another network or other classes.
+    """
+    found = read_file(path)
+    if not RESUMABLE <= found.keys():
+        what = "weights alone, for use" if "state_dict" in found else f"{', '.join(map(str, found))[:80] or 'nothing'}"
+        raise ValueError(f"{path} is no checkpoint to go on from: it holds {what}. Name the run's last.pt.")
+    if arch and found.get("arch") != arch:
+        raise ValueError(f"{path} is a run of {found.get('arch')}, not of {arch}: "
+                         f"go on with -a {found.get('arch')}, or start anew in another folder.")
+    if classes:
+        check_classes(found, classes, path)
+    return found
+
+
+def check_classes(found: dict, classes: list[str], path: str | Path) -> None:
+    """ValueError if a checkpoint's classes are not those of the data."""
+    theirs = found.get("classes") or classes
+    if len(theirs) != len(classes):
+        raise ValueError(f"{path} was trained on {len(theirs)} classes and the data has {len(classes)}: "
+                         "use its own data, or start anew in another folder.")
+    if theirs != classes:
+        one, other = next(pair for pair in zip(theirs, classes) if pair[0] != pair[1])
+        raise ValueError(f"{path} was trained on other classes: its {one} is the data's {other}.")
+
+
+def load_whole(model: torch.nn.Module, found: dict, path: str | Path) -> None:
+    """The weights of a checkpoint, or of a plain state dict, into a network that they fit exactly, else ValueError."""
+    state, own = found.get("state_dict", found), model.state_dict()
+    shapes, needed = ({name: getattr(t, "shape", None) for name, t in d.items()} for d in (state, own))
+    if wrong := [name for name in needed | shapes if shapes.get(name) != needed.get(name)]:
+        raise ValueError(f"{path} does not fit this network: {len(wrong)} of {len(own)} entries differ, {wrong[0]} "
+                         "first. Is it of another -a, or made for other classes?")
+    model.load_state_dict(state)
