@@ -15,23 +15,28 @@ where k1 ... k4 are 3x3 convolutions, each followed by a norm.  Read on from top
 
     SelfCalibration  ->  SCConv  ->  SCBottleneck  ->  SCNet  ->  scnet50, scnet101, scnet50_v1d, scnet101_v1d
                                                               ->  where their ImageNet weights come from
+                                                              ->  fuse: the same network, made for speed
 
 The names inside a state dict are those of the authors' code, so that their weights load as they are.
 """
+import copy
 import hashlib
 import re
 import socket
 import sys
 import tempfile
 import zipfile
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-__all__ = ["SelfCalibration", "SCConv", "SCBottleneck", "SCNet", "scnet50", "scnet101", "scnet50_v1d", "scnet101_v1d"]
+__all__ = ["SelfCalibration", "SCConv", "SCBottleneck", "SCNet", "scnet50", "scnet101", "scnet50_v1d", "scnet101_v1d",
+           "fuse"]
 
 
 # --- the block ------------------------------------------------------------------------------------------------------
@@ -79,8 +84,8 @@ class SelfCalibration(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = checked_maps(x, self.calibrated_channels, "SelfCalibration")
-        wide = F.interpolate(self.k2(x), size=x.shape[2:])           # (B, C, H/r, W/r) -> (B, C, H, W), nearest
-        gate = torch.sigmoid(x + wide)                               # (B, C, H, W)
+        gate = x + F.interpolate(self.k2(x), size=x.shape[2:])       # (B, C, H/r, W/r) -> (B, C, H, W), nearest
+        gate = gate.sigmoid_()                                       # in place: nobody else needs the sum
         return self.k4(self.k3(x) * gate)                            # (B, C, H/stride, W/stride)
 
 
@@ -153,9 +158,11 @@ class SCBottleneck(nn.Module):
         a = self.relu(self.bn1_a(self.conv1_a(x)))                   # (B, half, H, W)
         b = self.relu(self.bn1_b(self.conv1_b(x)))                   # (B, half, H, W)
         y = torch.cat([self.k1(a), self.scconv(b)], dim=1)           # (B, 2 * half, H/stride, W/stride)
+        del a, b                                                     # their memory is free for what follows
         y = self.avd_layer(self.relu(y))
         y = self.bn3(self.conv3(y))                                  # (B, 4 * planes, H/stride, W/stride)
-        return self.relu(y + (x if self.downsample is None else self.downsample(x)))
+        y += x if self.downsample is None else self.downsample(x)
+        return self.relu(y)
 
 
 # --- the network ----------------------------------------------------------------------------------------------------
@@ -273,33 +280,27 @@ def scnet50(pretrained: bool = False, *, weights=None, num_classes: int = 1000, 
     The weights expect RGB in [0, 1], less the mean (0.485, 0.456, 0.406), divided by (0.229, 0.224, 0.225), and were
     evaluated on pictures resized to 256 px on the shorter side, of which the central 224 px were cut out.
     """
-    return _build("scnet50", (3, 4, 6, 3), pretrained, weights, num_classes, in_chans, output_stride, kwargs)
+    return _build("scnet50", (3, 4, 6, 3), pretrained, weights, num_classes=num_classes, in_chans=in_chans,
+                  output_stride=output_stride, **kwargs)
 
 
-def scnet101(pretrained: bool = False, *, weights=None, num_classes: int = 1000, in_chans: int = 3,
-             output_stride: int = 32, **kwargs) -> SCNet:
+def scnet101(pretrained: bool = False, **kwargs) -> SCNet:
     """SCNet-101: 44,565,416 parameters; 21.06 % top-1 error on ImageNet (published).  Arguments as in scnet50."""
-    return _build("scnet101", (3, 4, 23, 3), pretrained, weights, num_classes, in_chans, output_stride, kwargs)
+    return _build("scnet101", (3, 4, 23, 3), pretrained, **kwargs)
 
 
-def scnet50_v1d(pretrained: bool = False, *, weights=None, num_classes: int = 1000, in_chans: int = 3,
-                output_stride: int = 32, **kwargs) -> SCNet:
+def scnet50_v1d(pretrained: bool = False, **kwargs) -> SCNet:
     """SCNet-50 v1d: 25,583,816 parameters; 19.53 % top-1 error on ImageNet (published).  Arguments as in scnet50."""
-    v1d = dict(stem_width=32, avg_down=True, avd=True)
-    return _build("scnet50_v1d", (3, 4, 6, 3), pretrained, weights, num_classes, in_chans, output_stride,
-                  v1d | kwargs)
+    return _build("scnet50_v1d", (3, 4, 6, 3), pretrained, **dict(stem_width=32, avg_down=True, avd=True) | kwargs)
 
 
-def scnet101_v1d(pretrained: bool = False, *, weights=None, num_classes: int = 1000, in_chans: int = 3,
-                 output_stride: int = 32, **kwargs) -> SCNet:
+def scnet101_v1d(pretrained: bool = False, **kwargs) -> SCNet:
     """SCNet-101 v1d: 44,689,192 parameters; its weights were never released.  Arguments as in scnet50."""
-    v1d = dict(stem_width=64, avg_down=True, avd=True)
-    return _build("scnet101_v1d", (3, 4, 23, 3), pretrained, weights, num_classes, in_chans, output_stride,
-                  v1d | kwargs)
+    return _build("scnet101_v1d", (3, 4, 23, 3), pretrained, **dict(stem_width=64, avg_down=True, avd=True) | kwargs)
 
 
-def _build(network, layers, pretrained, weights, num_classes, in_chans, output_stride, kwargs) -> SCNet:
-    model = SCNet(layers, num_classes, in_chans=in_chans, output_stride=output_stride, **kwargs)
+def _build(network: str, layers, pretrained: bool, weights=None, **kwargs) -> SCNet:
+    model = SCNet(layers, **kwargs)
     if pretrained and weights is None:
         weights = fetch_weights(network)
     return model if weights is None else load_weights(model, weights)
@@ -461,6 +462,66 @@ def official_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
             name = re.sub(pattern, replacement, name)
         renamed[name] = tensor
     return renamed
+
+
+# --- the same network, made for speed -------------------------------------------------------------------------------
+
+def fuse(model: nn.Module) -> nn.Module:
+    """A copy for deployment with the same outputs: of a network, one block, or any model that contains them.
+
+    Outside of training a batch norm is a fixed scale and shift: it folds into the convolution before it.  The two 1x1
+    of an SCBottleneck, which read the same map, become one.  The original stays as it is; the copy is not for training
+    (no weight asks for a gradient), and its state dict has other names.
+
+    Fuse first, then move the copy: to channels_last (faster on CPUs), bfloat16, torch.compile, export.
+
+    Norms fold behind a convolution in nn.Sequential, this file's classes and torchvision's ResNets, whose children all
+    act in the order of their registration.  Elsewhere they stay, as do norms that are no batch norm.
+
+    Raises ValueError where a module is in training mode.
+    """
+    if any(module.training for module in model.modules()):
+        raise ValueError("fuse() takes a network in eval mode: in training mode a batch norm depends on the batch, and "
+                         "no weights can stand in for it.  Call model.eval() first.")
+    return _fused(copy.deepcopy(model)).eval().requires_grad_(False)
+
+
+def _fused(module: nn.Module) -> nn.Module:
+    kind, children = type(module), module._modules
+    if kind.forward is nn.Sequential.forward or kind.__module__ in (__name__, "torchvision.models.resnet"):
+        for (name, conv), (norm_name, norm) in pairwise(list(children.items())):
+            siblings = children
+            if type(conv) is nn.Sequential and len(conv):            # v1d's stem, which ends in a convolution
+                siblings, (name, conv) = conv._modules, list(conv._modules.items())[-1]
+            batch_norm = type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm) and norm.running_mean is not None
+            if batch_norm and type(conv) is nn.Conv2d:
+                siblings[name], children[norm_name] = fuse_conv_bn_eval(conv, norm), nn.Identity()
+    for name, child in children.items():
+        children[name] = child and _fused(child)
+    if kind is SCBottleneck and {type(module.bn1_a), type(module.bn1_b), type(module.bn3)} == {nn.Identity}:
+        return FusedBottleneck(module)
+    return module
+
+
+class FusedBottleneck(nn.Module):
+    """What fuse() makes of an SCBottleneck: its two 1x1 as one, no norms.  Shapes as there."""
+
+    def __init__(self, block: SCBottleneck):
+        super().__init__()
+        a, b = block.conv1_a, block.conv1_b
+        self.conv1 = nn.Conv2d(a.in_channels, 2 * a.out_channels, 1, device="meta")                  # takes no memory
+        self.conv1.weight = nn.Parameter(torch.cat([a.weight, b.weight]))
+        self.conv1.bias = None if a.bias is None else nn.Parameter(torch.cat([a.bias, b.bias]))
+        self.k1, self.scconv, self.avd_layer = block.k1, block.scconv, block.avd_layer
+        self.conv3, self.relu, self.downsample = block.conv3, block.relu, block.downsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.relu(self.conv1(x)).chunk(2, dim=1)              # 2 x (B, half, H, W)
+        y = torch.cat([self.k1(a), self.scconv(b)], dim=1)           # (B, 2 * half, H/stride, W/stride)
+        del a, b
+        y = self.conv3(self.avd_layer(self.relu(y)))                 # (B, 4 * planes, H/stride, W/stride)
+        y += x if self.downsample is None else self.downsample(x)
+        return self.relu(y)
 
 
 # --- what the classes above lean on ---------------------------------------------------------------------------------
