@@ -1,0 +1,64 @@
+"""What is true, or what was found, drawn over a picture.
+
+    drawn(picture, found, "mask", CLASSES)              # (3, h, w) uint8, for imshow after permute(1, 2, 0)
+"""
+import colorsys
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+from torchvision.utils import draw_bounding_boxes, draw_keypoints, draw_segmentation_masks
+
+from .scenes import Scenes
+
+
+def drawn(picture: Tensor, found: dict, task: str, classes: list[str], *, above: float = 0.5) -> Tensor:
+    """What was found, or what is true, drawn over a picture (3, H, W) in 0..1: (3, h, w) uint8, small ones enlarged.
+
+    task says what to draw (build's); detections with a score of at most `above` are left out.
+    """
+    scale = max(1, round(384 / picture.shape[2]))
+    canvas = F.interpolate(picture[None].cpu(), scale_factor=scale, mode="bicubic")[0].clamp(0, 1).mul(255).byte()
+    hues = [colorsys.hsv_to_rgb(i * 0.618 % 1, 0.85, 0.95) for i in range(len(classes))]       # far from one another
+    palette = [tuple(round(255 * c) for c in hue) for hue in hues]
+
+    def enlarged(masks: Tensor) -> Tensor:
+        return masks.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
+
+    if task == "segment":
+        masks = enlarged(found["classes"].cpu()) == torch.arange(1, len(classes) + 1)[:, None, None]
+        return draw_segmentation_masks(canvas, masks, alpha=0.6, colors=palette)
+    keep = found["scores"] > above if "scores" in found else found["labels"] > 0
+    parts = {"boxes", "labels", "scores", "masks", "keypoints"} & found.keys()
+    found = {name: found[name][keep].cpu() for name in parts}
+    if not len(found["labels"]):
+        return canvas
+    labels = (found["labels"] - 1).tolist()
+    colours = [palette[i] for i in labels]
+    if "mask" in task:
+        masks = enlarged(found["masks"].flatten(0, -3)) > 0.5
+        canvas = draw_segmentation_masks(canvas, masks, alpha=0.5, colors=colours)
+    sure = [f" {score:.0%}" for score in found["scores"].tolist()] if "scores" in found else [""] * len(labels)
+    names = [classes[i] + share for i, share in zip(labels, sure)]
+    canvas = draw_bounding_boxes(canvas, found["boxes"] * scale, names, colours, fill_labels=True, width=2)
+    for points, colour in zip(found["keypoints"] if "keypoint" in task else (), colours):
+        canvas = draw_keypoints(canvas, points[None, points[:, 2] > 0, :2] * scale, colors=colour, radius=4)
+    return canvas
+
+
+@torch.inference_mode()
+def picture_of(model: nn.Module, data: Scenes, task: str, path: Path, count: int = 6) -> None:
+    """Write a PNG: above what is true of the first validation pictures, below what the model finds."""
+    model.eval()
+    rows = [[], []]
+    for i in range(min(count, len(data.val.scenes))):
+        picture, target = data.val.scenes[i]
+        picture = picture.to(data.val.device).float() / 255
+        for row, what in zip(rows, (target, model([picture])[0])):
+            row.append(drawn(picture, what, task, data.classes))
+    height, width = (max(x.shape[side] for x in rows[0]) for side in (1, 2))
+    tiles = [F.pad(x, (0, width - x.shape[2], 0, height - x.shape[1])) for row in rows for x in row]
+    grid = torchvision.utils.make_grid(tiles, nrow=len(rows[0]))
+    torchvision.transforms.functional.to_pil_image(grid).save(path)
