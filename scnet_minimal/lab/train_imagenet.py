@@ -48,10 +48,10 @@ three worked examples:
       Imagenette at 128 px in five epochs; the first time it fetches 99 MB into data/. The plain twin of scnet50 is
       -a resnet50, and any other classifier of torchvision trains in the same way.
 
-  torchrun --nproc-per-node 8 -m scnet_minimal.lab.train_imagenet /data/imagenet -a scnet50 --amp -j 64
-      --resume auto --output runs/scnet50
-      ImageNet by the authors' recipe on eight GPUs of one machine; a process that dies is started again (with
-      --max-restarts 3) and goes on from the last checkpoint. -b counts the pictures of all GPUs of a machine.
+  torchrun --nproc-per-node 8 --max-restarts 3 -m scnet_minimal.lab.train_imagenet \\
+          /data/imagenet -a scnet50 --amp -j 64 --resume auto --output runs/scnet50
+      ImageNet by the authors' recipe on eight GPUs of one machine. When a process dies, all start again and go on
+      from the last checkpoint: --resume auto. -b counts the pictures of a step on all GPUs of a machine.
       To see what came out:  {COMMAND} /data/imagenet -e --resume runs/scnet50/best.pt
 
 recipes (a flag on the command line goes before its recipe):
