@@ -14,7 +14,8 @@ help:
 	@echo "make walkthrough    run the notebooks in order, write them as pages to build/, show what was found"
 	@echo "                    NB=03 runs one, NB=\"03 05\" two"
 	@echo "make test           every test, and every notebook against its stored outputs"
-	@echo "                    EXTRA=pytorchcv also installs the peer of one test, which is skipped without it"
+	@echo "                    EXTRA=\"pytorchcv grad-cam pycocotools\" also installs what some tests compare with;"
+	@echo "                    without it they are skipped"
 	@echo "make lab            open the notebooks in JupyterLab"
 	@echo "PYTHON=python3.12   for any of these: the Python of .venv, 3.10 or newer (remove .venv to change it)"
 

@@ -160,7 +160,7 @@ def test_run_all_ends_without_an_error_and_as_readable(open_notebook, path):
                 if cell.cell_type == "code" and "jupyter" not in cell.metadata]
     prompts = f"[...document.querySelectorAll('{PANEL} .jp-CodeCell .jp-InputArea-prompt')].map(e => e.textContent)"
     page.wait_for_function(f"() => {prompts}.some(t => t.includes('*'))", timeout=60_000)
-    page.wait_for_function(f"() => !{prompts}.some(t => t.includes('*'))", timeout=1_800_000, polling=500)
+    page.wait_for_function(f"() => !{prompts}.some(t => t.includes('*'))", timeout=600_000, polling=500)
     wait_for_pictures_and_equations(page, path)
     assert page.evaluate(TROUBLES) == []
     counts = re.findall(r"\d+", " ".join(page.evaluate(f"() => {prompts}")))
