@@ -39,11 +39,12 @@ def test_one_dot_says_nothing_about_the_label():
 def test_runs_repeat_whether_side_by_side_or_alone():
     block = {"plain": lambda: nn.Conv2d(16, 16, 3, padding=1)}
     state, cores = torch.get_rng_state(), torch.get_num_threads()
-    found = dots.compare(block, seeds=(0, 1), distance=(3, 4))
+    found = dots.compare(block, seeds=(0, 1), distance=(3, 4), epochs=3)
     assert torch.equal(state, torch.get_rng_state()) and torch.get_num_threads() == cores
     torch.set_num_threads(1)                                                # as compare does, for equal rounding
     try:
-        assert found == {"plain": [dots.train(block["plain"], seed, distance=(3, 4)) for seed in (0, 1)]}
+        alone = [dots.train(block["plain"], seed, distance=(3, 4), epochs=3) for seed in (0, 1)]
+        assert found == {"plain": alone}
     finally:
         torch.set_num_threads(cores)
 
@@ -51,4 +52,4 @@ def test_runs_repeat_whether_side_by_side_or_alone():
 @pytest.mark.parametrize("distance, lowest, highest", [((2, 3), 0.8, 1), ((10, 12), 0.35, 0.65)])
 def test_a_plain_convolution_compares_only_what_its_window_holds(distance, lowest, highest):
     block = lambda: nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16))  # noqa: E731
-    assert lowest <= dots.train(block, 0, distance=distance) <= highest
+    assert lowest <= dots.train(block, 0, distance=distance, epochs=10) <= highest

@@ -1,4 +1,4 @@
-"""Notebook 06 goes the other way where official weights are at hand. They are not here: random ones take their place."""
+"""Notebook 06 goes another way where official weights are at hand. None are here: random ones take their place."""
 from pathlib import Path
 
 import nbformat

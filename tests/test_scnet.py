@@ -258,7 +258,7 @@ def test_the_one_file_works_alone_in_an_empty_folder(tmp_path):
 
 
 def test_public_names_are_the_documented_ones():
-    names = ["SelfCalibration", "SCConv", "SCBottleneck", "SCNet", *BUILDERS]
+    names = ["SelfCalibration", "SCConv", "SCBottleneck", "SCNet", "fuse", *BUILDERS]
     assert sorted(scnet_minimal.__all__) == sorted(scnet_minimal.scnet.__all__) == sorted(names)
     assert all(getattr(scnet_minimal, name).__doc__ for name in names)
     assert scnet101.__module__ == "scnet_minimal.scnet"
