@@ -665,3 +665,12 @@ def test_a_long_decoding_shows_its_progress_and_a_short_one_does_not(colours, mo
     pictures = files.Pictures([b""] * 2001, lambda item, index: torch.zeros(3, 8, 8, dtype=torch.uint8))
     files.decode(pictures, 8, threads=2)
     assert "2001/2001" in capsys.readouterr().err
+
+
+def test_who_only_judges_needs_no_training_pictures(photos, tmp_path):
+    (tmp_path / "val").symlink_to(photos / "val", target_is_directory=True)
+    with pytest.raises(FileNotFoundError, match="No train folder"):
+        load(tmp_path)
+    alone, whole = load(tmp_path, only_val=True), load(photos, only_val=True)
+    assert alone.classes == whole.classes and torch.equal(alone.val.labels, whole.val.labels)
+    assert len(whole.train.labels) == len(load(photos).train.labels)        # with both, training stays training

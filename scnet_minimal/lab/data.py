@@ -190,7 +190,8 @@ class Data:
 def load_data(source: str | Path, *, size: int = 128, batch_size: int = 64,
               device: str | torch.device | None = None, root: str | Path | None = None, seed: int = 0,
               scale: tuple[float, float] = (0.35, 1.0), workers: int | None = None,
-              memory_limit: int = 3 * 2**30, download: bool = False, shard: tuple[int, int] = (0, 1)) -> Data:
+              memory_limit: int = 3 * 2**30, download: bool = False, shard: tuple[int, int] = (0, 1),
+              only_val: bool = False) -> Data:
     """A data set, by its name or its folder, as batches on the device.
 
     source        "toynette", "imagenette" (of 160 px, or a larger one if only that is there),
@@ -206,6 +207,7 @@ def load_data(source: str | Path, *, size: int = 128, batch_size: int = 64,
     download      fetch Imagenette into root if it is not there (160 px: 99 MB)
     shard         (rank, world): which share of every batch this process gets, of how many processes; batch_size
                   counts the pictures of all of them
+    only_val      nothing will be trained: where there is no train split, validation stands in for it
 
     FileNotFoundError, NotADirectoryError or ValueError say what was found and what to do. Unreadable pictures
     are skipped with a warning, above 10 % of a split with a RuntimeError (when streaming: as they are met).
@@ -222,7 +224,9 @@ def load_data(source: str | Path, *, size: int = 128, batch_size: int = 64,
     workers = min(8, os.cpu_count() or 1) if workers is None else workers
 
     where = locate(source, root, download)
-    train, val = list_split(where, "train"), list_split(where, "val", "validation")
+    stand_in = only_val and not any(where.glob("train*"))
+    train = list_split(where, *(("val", "validation") if stand_in else ("train",)))
+    val = list_split(where, "val", "validation")
     missing = compare(train, val, where)
     # Training pictures are stored larger than `size`, so that a crop of average area is shown pixel by pixel.
     # By default that is 1.22 times: the whole picture is then shrunk by 1.22, which bilinear sampling does

@@ -261,7 +261,7 @@ def say_errors(args: argparse.Namespace, device: torch.device, place: distribute
     settings = {"seed": 0, "scale": (1, 1), "data": args.data or saved.get("data", DATA),
                 "arch": args.arch or found.get("arch", ARCH), "crop": args.crop or saved.get("crop", 224),
                 "batch_size": args.batch_size or 256}
-    data = load(settings, device, place, args.workers, memory_limit=0)
+    data = load(settings, device, place, args.workers, memory_limit=0, only_val=True)
     if args.resume:
         check_classes(found, data.classes, args.resume)
         model = network(settings["arch"], len(data.classes), False)
