@@ -294,8 +294,8 @@ def test_half_precision_on_a_cpu_only_when_asked_for(folder):
 
 def test_the_bar_shows_speed_loss_top1_and_time_left(folder, capsys):
     train(folder, epochs=1, print_freq=1, name="squares")
-    shown = capsys.readouterr().err
+    shown = capsys.readouterr().out
     assert "squares 1/1: 100%" in shown and "images/s, loss 0." in shown and "top1 0." in shown
     assert "<00:00" in shown
     train(folder, epochs=1, quiet=True)
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().out == ""

@@ -347,3 +347,6 @@ def test_wandb_is_told_every_epoch_and_stays_offline_without_an_account(folder, 
     assert began[0]["mode"] == "offline" and began[0]["config"]["arch"] == "scnet_toy"
     assert [row["epoch"] for row in rows] == [0, 1] and ended == [True]
     assert Path(began[0]["dir"]) == tmp_path / "x"
+    assert command.main(["--resume", str(tmp_path / "x"), "--epochs", "3", "--wandb"]) == 0
+    assert began[1]["id"] == began[0]["id"] and began[1]["resume"] == "allow", "going on is another run there"
+    assert rows[-1]["epoch"] == 2

@@ -9,6 +9,7 @@ right at most 2 times in 3 (count one colour, say "match" where there is none); 
 trains stem -> block -> ReLU -> global average -> linear on 2,000 such pictures and tests it on 1,000 others.
 """
 import math
+import sys
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -84,7 +85,7 @@ def compare(blocks: dict[str, Callable[[], nn.Module]], seeds: Iterable[int] = (
     try:
         with ThreadPoolExecutor(cores) as pool:
             jobs = [pool.submit(train, blocks[name], seed, **data) for name, seed in runs]
-            for _ in tqdm(as_completed(jobs), total=len(jobs), unit="run", desc="two dots"):
+            for _ in tqdm(as_completed(jobs), total=len(jobs), unit="run", desc="two dots", file=sys.stdout):
                 pass
     finally:
         torch.set_num_threads(cores)

@@ -9,6 +9,7 @@ is the classifier's; another task brings its own two functions and gets progress
 """
 import contextlib
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -152,7 +153,7 @@ class Trainer:
         every = 1 if self.device.type == "cpu" else self.print_freq     # looking costs a CPU nothing
         before, start = self.sums.get("seconds", 0.0), time.perf_counter()
         with tqdm(total=len(self.batches), initial=self.step, desc=f"{self.name} {self.epoch + 1}/{self.epochs}",
-                  unit="batch", leave=self.epoch + 1 == self.epochs, disable=self.quiet) as bar:
+                  unit="batch", leave=self.epoch + 1 == self.epochs, disable=self.quiet, file=sys.stdout) as bar:
             for batch in self.batches:
                 with self.interrupts.held():
                     self._learn(batch)

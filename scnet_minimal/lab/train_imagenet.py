@@ -11,6 +11,7 @@ import netrc
 import os
 import shlex
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -178,7 +179,8 @@ def settle(args: argparse.Namespace) -> tuple[dict, dict | None]:
     if anew and any((output / name).exists() for name in ("last.pt", "best.pt")[:1 if auto else 2]):
         raise ValueError(f"{output} holds a run already: go on with it by --resume {output}, "
                          "or name another folder with --output.")
-    return settings | {"output": str(output)}, state
+    wandb_id = None if anew else state["arguments"].get("wandb_id")         # going on is the same run there, too
+    return settings | {"output": str(output), "wandb_id": wandb_id or uuid.uuid4().hex[:8]}, state
 
 
 def default_output(arch: str, data: str) -> str:
@@ -310,7 +312,7 @@ def board(wanted: bool, settings: dict) -> Iterator[Callable[[dict], None]]:
         account = netrc.netrc().authenticators("api.wandb.ai")
     mode = os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") or account else "offline")
     run = wandb.init(project="scnet-minimal", name=Path(settings["output"]).name, dir=settings["output"],
-                     config=settings, mode=mode)
+                     config=settings, mode=mode, id=settings["wandb_id"], resume="allow")
     try:
         yield run.log
     finally:
