@@ -8,6 +8,7 @@ import io
 import os
 import shutil
 import socket
+import sys
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import datasets
 from torchvision.transforms import v2
-from tqdm import tqdm
+from tqdm import TqdmWarning, tqdm
 
 KNOWN = {                           # name -> folders under root, best first; a download fetches the first
     "toynette": ["toynette"],
@@ -76,7 +77,9 @@ def _list_folders(split: Path) -> Listing:
 
 
 def _list_tables(tables: list[Path]) -> Listing:
-    import datasets as hf
+    with warnings.catch_warnings():         # in a notebook it asks for widgets, for bars that we do not show
+        warnings.filterwarnings("ignore", "IProgress not found", TqdmWarning)
+        import datasets as hf
     import pyarrow.parquet as pq
 
     # Read as they are; load_dataset would write them to a cache first.
@@ -269,7 +272,8 @@ def decode(pictures: Pictures, side: int, threads: int) -> tuple[Tensor, Tensor,
 
     with ThreadPoolExecutor(threads) as pool:   # threads will do: Pillow decodes outside of Python's lock
         results = pool.map(put, range(len(pictures)))
-        troubles = list(tqdm(results, "decode", len(pictures), disable=len(pictures) <= 2000))
+        troubles = list(tqdm(results, "decode", len(pictures), leave=False, disable=len(pictures) <= 2000,
+                             file=sys.stdout))              # a notebook shows stderr in red
     keep = torch.tensor([i for i, trouble in enumerate(troubles) if not trouble], dtype=torch.int64)
     troubles = [trouble for trouble in troubles if trouble]
     report(troubles, len(pictures))
