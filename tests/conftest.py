@@ -1,4 +1,22 @@
-"""Runs before torch is imported."""
+"""Runs before torch is imported; and the little data set that several files train on."""
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")    # idle CPU threads sleep: tests of two suites can share a machine
+
+import pytest
+from PIL import Image
+
+
+@pytest.fixture(scope="session")
+def squares():
+    """A function that fills a folder with two classes, blue and red: 24 pictures each to train on, and `val` others."""
+    def draw(root, side, val=8):
+        for split, n in (("train", 24), ("val", val)):
+            for name, channel in (("blue", 2), ("red", 0)):
+                (root / split / name).mkdir(parents=True)
+                for i in range(n):
+                    colour = [40 + i, 60 + i, 50 + i]
+                    colour[channel] = 200 + i
+                    Image.new("RGB", (side, side), tuple(colour)).save(root / split / name / f"{i:02}.png")
+        return root
+    return draw

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from PIL import Image
 from torch import nn
 
 from scnet_minimal import SCNet
@@ -28,16 +27,9 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Two classes, red and blue, of 24 + 9 pictures each, but for one: 17 cannot be shared evenly."""
-    root = tmp_path_factory.mktemp("data") / "squares"
-    for split, n in (("train", 24), ("val", 9)):
-        for name, channel in (("blue", 2), ("red", 0)):
-            (root / split / name).mkdir(parents=True)
-            for i in range(n):
-                colour = [40 + i, 60 + i, 50 + i]
-                colour[channel] = 200 + i
-                Image.new("RGB", (20, 20), tuple(colour)).save(root / split / name / f"{i:02}.png")
+def folder(squares, tmp_path_factory):
+    """9 pictures of each class to validate on, but for one: 17 cannot be shared evenly."""
+    root = squares(tmp_path_factory.mktemp("data") / "squares", 20, val=9)
     (root / "val/red/08.png").unlink()
     return root
 

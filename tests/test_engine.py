@@ -4,7 +4,6 @@ import signal
 
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 
 from scnet_minimal import SCNet
@@ -14,17 +13,8 @@ from scnet_minimal.lab.engine import Task, Trainer, evaluate, fit, mixed_precisi
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Two classes, red and blue, of 24 + 8 pictures each."""
-    root = tmp_path_factory.mktemp("squares")
-    for split, n in (("train", 24), ("val", 8)):
-        for name, channel in (("blue", 2), ("red", 0)):
-            (root / split / name).mkdir(parents=True)
-            for i in range(n):
-                colour = [40 + i, 60 + i, 50 + i]
-                colour[channel] = 200 + i
-                Image.new("RGB", (40, 40), tuple(colour)).save(root / split / name / f"{i:02}.png")
-    return root
+def folder(squares, tmp_path_factory):
+    return squares(tmp_path_factory.mktemp("squares"), 40)
 
 
 def keep(folder, score="val_top1"):

@@ -25,17 +25,9 @@ from scnet_minimal.scnet import load_weights
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Two classes, red and blue, of 24 + 8 pictures each: 3 steps of 16 an epoch."""
-    root = tmp_path_factory.mktemp("data") / "squares"
-    for split, n in (("train", 24), ("val", 8)):
-        for name, channel in (("blue", 2), ("red", 0)):
-            (root / split / name).mkdir(parents=True)
-            for i in range(n):
-                colour = [40 + i, 60 + i, 50 + i]
-                colour[channel] = 200 + i
-                Image.new("RGB", (20, 20), tuple(colour)).save(root / split / name / f"{i:02}.png")
-    return root
+def folder(squares, tmp_path_factory):
+    """3 steps of 16 an epoch."""
+    return squares(tmp_path_factory.mktemp("data") / "squares", 20)
 
 
 def line(folder, output, *more):

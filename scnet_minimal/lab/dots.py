@@ -85,7 +85,8 @@ def compare(blocks: dict[str, Callable[[], nn.Module]], seeds: Iterable[int] = (
     try:
         with ThreadPoolExecutor(cores) as pool:
             jobs = [pool.submit(train, blocks[name], seed, **data) for name, seed in runs]
-            for _ in tqdm(as_completed(jobs), total=len(jobs), unit="run", desc="two dots", file=sys.stdout):
+            for _ in tqdm(as_completed(jobs), total=len(jobs), unit="run", desc="two dots", leave=False,
+                          file=sys.stdout):
                 pass
     finally:
         torch.set_num_threads(cores)

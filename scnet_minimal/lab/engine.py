@@ -153,7 +153,7 @@ class Trainer:
         every = 1 if self.device.type == "cpu" else self.print_freq     # looking costs a CPU nothing
         before, start = self.sums.get("seconds", 0.0), time.perf_counter()
         with tqdm(total=len(self.batches), initial=self.step, desc=f"{self.name} {self.epoch + 1}/{self.epochs}",
-                  unit="batch", leave=self.epoch + 1 == self.epochs, disable=self.quiet, file=sys.stdout) as bar:
+                  unit="batch", leave=False, disable=self.quiet, file=sys.stdout) as bar:
             for batch in self.batches:
                 with self.interrupts.held():
                     self._learn(batch)
