@@ -10,11 +10,13 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_usage_example_runs():
+def test_the_examples_run():
     names = {}
-    exec(re.search(r"```python\n(.*?)```", README, re.S)[1], names)
+    for block in re.findall(r"```python\n(.*?)```", README, re.S):
+        exec(block, names)
     assert names["y"].shape == (1, 64, 56, 56) and names["logits"].shape == (1, 10)
     assert names["maps"].shape == (1, 2048, 7, 7)
+    assert any(isinstance(module, names["SCConv"]) for module in names["model"].modules())      # the ResNeXt
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\((?!https?:)([^)#]+)\)", README))))
