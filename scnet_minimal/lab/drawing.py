@@ -21,7 +21,7 @@ def drawn(picture: Tensor, found: dict, task: str, classes: list[str], *, above:
     """
     scale = max(1, round(384 / picture.shape[2]))
     canvas = F.interpolate(picture[None].cpu(), scale_factor=scale, mode="bicubic")[0].clamp(0, 1).mul(255).byte()
-    hues = [colorsys.hsv_to_rgb(i * 0.618 % 1, 0.85, 0.95) for i in range(len(classes))]       # far from one another
+    hues = [colorsys.hsv_to_rgb(i * 0.618 % 1, 0.65, 1) for i in range(len(classes))]    # light: names are black on them
     palette = [tuple(round(255 * c) for c in hue) for hue in hues]
 
     def enlarged(masks: Tensor) -> Tensor:
@@ -40,12 +40,13 @@ def drawn(picture: Tensor, found: dict, task: str, classes: list[str], *, above:
     if "mask" in task:
         masks = enlarged(found["masks"].flatten(0, -3)) > 0.5
         canvas = draw_segmentation_masks(canvas, masks, alpha=0.5, colors=colours)
+    points = [p[p[:, 2] > 0, :2] * scale for p in found["keypoints"]] if "keypoint" in task else []
+    for colour, radius in (("black", 5), ("white", 3)):              # seen on any colour
+        for p in points:
+            canvas = draw_keypoints(canvas, p[None], colors=colour, radius=radius)
     sure = [f" {score:.0%}" for score in found["scores"].tolist()] if "scores" in found else [""] * len(labels)
     names = [classes[i] + share for i, share in zip(labels, sure)]
-    canvas = draw_bounding_boxes(canvas, found["boxes"] * scale, names, colours, fill_labels=True, width=2)
-    for points, colour in zip(found["keypoints"] if "keypoint" in task else (), colours):
-        canvas = draw_keypoints(canvas, points[None, points[:, 2] > 0, :2] * scale, colors=colour, radius=4)
-    return canvas
+    return draw_bounding_boxes(canvas, found["boxes"] * scale, names, colours, fill_labels=True, width=2)
 
 
 @torch.inference_mode()
