@@ -18,6 +18,7 @@ import statistics
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from itertools import accumulate
 from pathlib import Path
@@ -30,7 +31,8 @@ from torch.profiler import profile
 from ..scnet import fuse
 from . import nets
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")                      # the profiler writes its diary to stderr
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")                      # the profiler writes its diary to stderr,
+warnings.filterwarnings("ignore", ".*Profiler clears events")       # and that of torch 2.11 speaks of cycles
 COMMAND = "python -m scnet_minimal.lab.benchmark"
 EXAMPLES = f"""
 three worked examples:
@@ -95,7 +97,8 @@ def _example(x: Tensor) -> dict:
 def _exported(run: nn.Module, x: Tensor) -> tuple[Run, Tensor]:
     """Through torch.export into a file and back, for batches of any size."""
     program = torch.export.export(run, **_example(x))
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given buffer is not writable")    # torch 2.11; nobody does
         torch.export.save(program, file := Path(folder, "network.pt2"))
         return torch.export.load(file).module(), x
 
