@@ -1,12 +1,15 @@
 """The training loop, on a data set of a few coloured squares."""
 import os
 import signal
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from scnet_minimal import SCNet
+from scnet_minimal.lab import engine
 from scnet_minimal.lab.checkpoint import Interrupts, Keeper, read_checkpoint
 from scnet_minimal.lab.data import load_data
 from scnet_minimal.lab.engine import Task, Trainer, evaluate, fit, mixed_precision, one_cycle, predict, steps, top1
@@ -282,7 +285,14 @@ def test_half_precision_on_a_cpu_only_when_asked_for(folder):
     assert all(p.dtype == torch.float32 for p in model.parameters()) and history[1].train_loss < 1
 
 
-def test_the_bar_shows_speed_loss_top1_and_time_left(folder, capsys):
+def test_the_pace_tells_minutes_only_where_there_are_some():
+    slow, quick = dict(images_per_second=1234.5, seconds=61.0), dict(images_per_second=15.13, seconds=20.0)
+    assert engine.pace({"epoch": 1, **slow}, 4) == "1,234 images/s, 61 s, 2 min left"
+    assert engine.pace({"epoch": 0, **quick}, 3) == "15.1 images/s, 20 s"
+
+
+def test_the_bar_shows_speed_loss_top1_and_time_left(folder, capsys, monkeypatch):
+    monkeypatch.setattr(engine, "tqdm", partial(tqdm, mininterval=0))       # drawn after every batch, however quick
     train(folder, epochs=1, print_freq=1, name="squares")
     shown = capsys.readouterr().out
     assert "squares 1/1: 100%" in shown and "images/s, loss 0." in shown and "top1 0." in shown

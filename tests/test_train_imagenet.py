@@ -70,7 +70,7 @@ def test_a_run_leaves_its_folder(finished):
 def test_it_says_how_each_epoch_went(folder, tmp_path, capsys):
     assert command.main(line(folder, tmp_path / "x")) == 0
     told = capsys.readouterr().out
-    assert re.search(r"epoch 1/2: train loss [\d.]+, top-1 .*val loss .*images/s, .* min left \(best\)", told)
+    assert re.search(r"epoch 1/2: train loss [\d.]+, top-1 .*val loss .*images/s, \d+ s \(best\)", told)
     assert re.search(r"best: epoch \d, top-1 [\d.]+% -> .*best.pt", told)
 
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from . import distributed
 from .checkpoint import Keeper, check_classes, read_checkpoint, write_torch
 from .drawing import drawn, picture_of
-from .engine import Task, Trainer, one_cycle
+from .engine import Task, Trainer, one_cycle, pace
 from .heads import TASKS, build, load
 from .pictures import seed_of
 from .precision import evaluate, need_pycocotools
@@ -267,10 +267,8 @@ def say(text: str) -> None:
 def line_of(row: dict, epochs: int, best: bool) -> str:
     figures = ", ".join(f"{name.removeprefix('val_').replace('_', ' ')} {row[name]:.3f}" for name in row
                         if name.endswith(("_ap", "_ap50", "miou", "val_pixels")))
-    left = (epochs - row["epoch"] - 1) * row["seconds"]
     return (f"epoch {row['epoch'] + 1}/{epochs}: loss {row['train_loss']:.3f}; {figures}; "
-            f"{row['images_per_second']:.1f} images/s, {row['seconds']:.0f} s, {left / 60:.0f} min left"
-            f"{' (best)' if best else ''}")
+            f"{pace(row, epochs)}{' (best)' if best else ''}")
 
 
 if __name__ == "__main__":

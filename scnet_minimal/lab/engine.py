@@ -263,6 +263,13 @@ def _set_random_states(states: dict[str, Tensor], device: torch.device) -> None:
         getattr(torch, device.type).set_rng_state(states[device.type])
 
 
+def pace(row: dict, epochs: int) -> str:
+    """What an epoch's row says of time: pictures a second, its own seconds, the minutes that the others will take."""
+    speed, left = row["images_per_second"], (epochs - row["epoch"] - 1) * row["seconds"] / 60
+    return (f"{speed:,.{0 if speed >= 100 else 1}f} images/s, {row['seconds']:.0f} s"
+            + (f", {left:.0f} min left" if left >= 1 else ""))
+
+
 # --- the classifier's task ------------------------------------------------------------------------------------------
 
 def fit(model: nn.Module, data: Data, *, epochs: int, lr: float = 0.1, momentum: float = 0.9,

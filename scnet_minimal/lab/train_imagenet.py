@@ -24,7 +24,7 @@ from ..scnet import SOURCES
 from . import distributed, nets
 from .checkpoint import Keeper, check_classes, load_whole, read_checkpoint, read_file
 from .data import Data, load_data
-from .engine import evaluate, fit
+from .engine import evaluate, fit, pace
 from .pictures import KNOWN, locate, seed_of
 
 # What --recipe stands for. paper: the authors' (their issue #5), for the networks of the paper; v1d's is not stated.
@@ -290,11 +290,9 @@ def say(text: str) -> None:
 
 
 def line_of(row: dict, epochs: int, best: bool) -> str:
-    left = (epochs - row["epoch"] - 1) * row["seconds"]
     return (f"epoch {row['epoch'] + 1}/{epochs}: train loss {row['train_loss']:.3f}, top-1 {row['train_top1']:.1%}; "
             f"val loss {row['val_loss']:.3f}, top-1 {row['val_top1']:.1%}, top-5 {row['val_top5']:.1%}; "
-            f"{row['images_per_second']:.0f} images/s, {row['seconds']:.0f} s, {left / 60:.0f} min left"
-            f"{' (best)' if best else ''}")
+            f"{pace(row, epochs)}{' (best)' if best else ''}")
 
 
 @contextlib.contextmanager
