@@ -21,7 +21,7 @@ def drawn(picture: Tensor, found: dict, task: str, classes: list[str], *, above:
     """
     scale = max(1, round(384 / picture.shape[2]))
     canvas = F.interpolate(picture[None].cpu(), scale_factor=scale, mode="bicubic")[0].clamp(0, 1).mul(255).byte()
-    hues = [colorsys.hsv_to_rgb(i * 0.618 % 1, 0.65, 1) for i in range(len(classes))]    # light: names are black on them
+    hues = [colorsys.hsv_to_rgb(i * 0.618 % 1, 0.65, 1) for i in range(len(classes))]   # light: names are black on them
     palette = [tuple(round(255 * c) for c in hue) for hue in hues]
 
     def enlarged(masks: Tensor) -> Tensor:
