@@ -154,8 +154,9 @@ def test_a_notebook_opens_readable_with_its_figures_and_equations(open_notebook,
 @pytest.mark.parametrize("path", RUN, ids=lambda path: path.stem)
 def test_run_all_ends_without_an_error_and_as_readable(open_notebook, path):
     page = open_notebook(path)
-    page.evaluate("() => { window.jupyterapp.commands.execute('notebook:restart-run-all'); }")
-    page.locator(".jp-Dialog .jp-mod-accept").click(timeout=30_000)
+    page.wait_for_function("""() => window.jupyterapp.shell.currentWidget.sessionContext.session?.kernel?.status
+        === 'idle'""", timeout=90_000)          # a new kernel; what is sent before it listens is lost
+    page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells'); }")
     unfolded = [cell.execution_count for cell in nbformat.read(path, as_version=4).cells
                 if cell.cell_type == "code" and "jupyter" not in cell.metadata]
     prompts = f"[...document.querySelectorAll('{PANEL} .jp-CodeCell .jp-InputArea-prompt')].map(e => e.textContent)"

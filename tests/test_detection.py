@@ -197,7 +197,7 @@ def test_the_command_trains_on_a_folder_in_cocos_layout(coco, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("words, said", [
-    (["/nowhere/at/all", "--task", "segment"], "no annotations/instances_train"),
+    pytest.param(["/nowhere/at/all", "--task", "segment"], "no annotations/instances_train", marks=needs_pycocotools),
     (["toynette", "--task", "segment", "-a", "scnet5"], "did you mean scnet50"),
     (["toynette", "--task", "segment", "--weights", "missing.pt"], "There is no file missing.pt"),
     (["toynette", "--task", "segment", "--epochs", "0"], "--epochs must be at least 1"),
