@@ -9,6 +9,7 @@ taken within a round.  STEPS says what each step does, CHAINS which are measured
 import argparse
 import copy
 import json
+import logging
 import os
 import platform
 import random
@@ -33,6 +34,7 @@ from . import nets
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")                      # the profiler writes its diary to stderr,
 warnings.filterwarnings("ignore", ".*Profiler clears events")       # and that of torch 2.11 speaks of cycles
+logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)     # CUDA tools without a GPU are no trouble
 COMMAND = "python -m scnet_minimal.lab.benchmark"
 EXAMPLES = f"""
 three worked examples:
