@@ -1,0 +1,1 @@
+"""Training: the loop and the classifier's task, checkpoints, several processes, and what the commands share."""
