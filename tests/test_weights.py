@@ -18,7 +18,7 @@ import torch
 import torchvision
 
 import scnet_minimal
-from scnet_minimal import SCNet, scnet, scnet50, scnet50_v1d, scnet101_v1d
+from scnet_minimal import SCNet, scnet50, scnet50_v1d, scnet101_v1d, weights
 
 ROOT = Path(__file__).parent.parent
 V1D = dict(stem_width=4, avg_down=True, avd=True)
@@ -121,8 +121,8 @@ def site(monkeypatch, tmp_path):
     site.pages = {site.official: official, site.mirror: archive.getvalue()}
     site.entry = dict(official=site.address + site.official, mirror=site.address + site.mirror, drive="an-id",
                       sha1=hashlib.sha1(mirror).hexdigest())
-    monkeypatch.setitem(scnet.SOURCES, "tiny", site.entry)
-    monkeypatch.setattr(scnet, "PATIENCE", 0.5)
+    monkeypatch.setitem(weights.SOURCES, "tiny", site.entry)
+    monkeypatch.setattr(weights, "TIMEOUT", 0.5)
     monkeypatch.setattr(torch.hub, "_hub_dir", None)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("no_proxy", "*")
@@ -132,7 +132,7 @@ def site(monkeypatch, tmp_path):
 
 
 def fetched(network: str = "tiny") -> SCNet:
-    return scnet.load_weights(tiny(), scnet.fetch_weights(network))
+    return weights.load_weights(tiny(), weights.fetch_weights(network))
 
 
 def cached(site) -> list[str]:
@@ -191,7 +191,7 @@ def test_mirrors_archive_gives_one_member_and_leaves_nothing_else(site, tmp_path
 
 def test_when_all_fail_one_error_says_what_to_type_and_nothing_is_left(site, monkeypatch):
     site.pages = {site.official: b"wrong", site.mirror: site.hang}
-    monkeypatch.setitem(scnet.SOURCES, "scnet50", site.entry)
+    monkeypatch.setitem(weights.SOURCES, "scnet50", site.entry)
     start = time.monotonic()
     with pytest.raises(RuntimeError) as error:
         scnet50(pretrained=True)
@@ -255,22 +255,22 @@ def test_network_without_weights_says_so_and_takes_a_file(site, tmp_path):
 
 
 def test_wrong_arguments_are_told_before_anything_is_downloaded(site, monkeypatch):
-    monkeypatch.setitem(scnet.SOURCES, "scnet50", site.entry)
+    monkeypatch.setitem(weights.SOURCES, "scnet50", site.entry)
     with pytest.raises(ValueError, match="output_stride"):
         scnet50(pretrained=True, output_stride=12)
     assert site.asked == []
 
 
 def test_official_addresses_are_named_after_their_networks():
-    assert list(scnet.SOURCES) == ["scnet50", "scnet101", "scnet50_v1d"]
-    for network, source in scnet.SOURCES.items():
+    assert list(weights.SOURCES) == ["scnet50", "scnet101", "scnet50_v1d"]
+    for network, source in weights.SOURCES.items():
         assert re.fullmatch(rf"https://[^?]+/{network}-[0-9a-f]{{8}}\.pth", source["official"])
 
 
 @pytest.mark.parametrize("network, short", [
     ("scnet50", "61236331"), ("scnet101", "40cd4d4c"), ("scnet50_v1d", "eb3c25d6")])
 def test_mirrors_archives_are_named_after_the_sha1_inside(network, short):
-    source = scnet.SOURCES[network]
+    source = weights.SOURCES[network]
     assert source["mirror"].endswith(f"-{short}.pth.zip") and re.fullmatch(short + "[0-9a-f]{32}", source["sha1"])
 
 
@@ -289,15 +289,15 @@ def test_both_formats_and_the_usual_wrappings_load(tmp_path, wrap, legacy):
     state = tiny().state_dict()
     path = tmp_path / "a.pth"
     path.write_bytes(packed(wrap(state), _use_new_zipfile_serialization=not legacy))
-    assert same(scnet.load_weights(tiny(), path), state)
-    assert same(scnet.load_weights(tiny(), str(path)), state)
+    assert same(weights.load_weights(tiny(), path), state)
+    assert same(weights.load_weights(tiny(), str(path)), state)
 
 
 def test_every_file_is_opened_on_the_cpu_and_as_data_only(tmp_path, monkeypatch):
     path, load, seen = tmp_path / "a.pth", torch.load, []
     path.write_bytes(packed(tiny().state_dict()))
     monkeypatch.setattr(torch, "load", lambda *args, **kwargs: seen.append(kwargs) or load(*args, **kwargs))
-    scnet.load_weights(tiny(), path)
+    weights.load_weights(tiny(), path)
     assert seen == [{"map_location": "cpu", "weights_only": True}]
 
 
@@ -318,7 +318,7 @@ def test_other_num_classes_keep_the_body_and_start_a_new_head(thousand, num_clas
     torch.manual_seed(0)
     fresh = tiny(num_classes)
     torch.manual_seed(0)
-    model = scnet.load_weights(tiny(num_classes), path)
+    model = weights.load_weights(tiny(num_classes), path)
     assert same(model, body(state) | {n: t for n, t in fresh.state_dict().items() if n.startswith("fc.")})
     assert model.eval()(torch.randn(2, 3, 32, 32)).shape == (2, num_classes or 16)
 
@@ -326,15 +326,15 @@ def test_other_num_classes_keep_the_body_and_start_a_new_head(thousand, num_clas
 def test_file_with_as_many_classes_as_asked_for_loads_whole(tmp_path):
     path, state = tmp_path / "ten.pth", tiny(10).state_dict()
     path.write_bytes(packed(state))
-    assert same(scnet.load_weights(tiny(10), path), state)
-    assert same(scnet.load_weights(tiny(0), path), body(state))
+    assert same(weights.load_weights(tiny(10), path), state)
+    assert same(weights.load_weights(tiny(0), path), body(state))
 
 
 @pytest.mark.parametrize("options", [{}, V1D])
 def test_one_channel_answers_a_grey_picture_as_three_did(tmp_path, options):
     path, rgb = tmp_path / "a.pth", golden.fill(tiny(**options))
     path.write_bytes(packed(rgb.state_dict()))
-    grey = scnet.load_weights(tiny(in_chans=1, **options).double(), path).eval()
+    grey = weights.load_weights(tiny(in_chans=1, **options).double(), path).eval()
     x = golden.picture(2, 1, 33, 48)
     assert golden.close(grey(x).detach(), rgb(x.expand(-1, 3, -1, -1)).detach())
 
@@ -342,7 +342,7 @@ def test_one_channel_answers_a_grey_picture_as_three_did(tmp_path, options):
 @pytest.mark.parametrize("in_chans", [2, 4, 7])
 def test_other_channels_repeat_the_filters_of_rgb_and_keep_the_response(thousand, in_chans):
     path, state = thousand
-    own = scnet.load_weights(tiny(in_chans=in_chans), path).state_dict()
+    own = weights.load_weights(tiny(in_chans=in_chans), path).state_dict()
     for i in range(in_chans):
         torch.testing.assert_close(own["conv1.weight"][:, i], state["conv1.weight"][:, i % 3] * 3 / in_chans)
     assert all(torch.equal(own[name], t) for name, t in state.items() if name != "conv1.weight")
@@ -351,12 +351,12 @@ def test_other_channels_repeat_the_filters_of_rgb_and_keep_the_response(thousand
 def test_file_for_as_many_channels_as_asked_for_loads_whole(tmp_path):
     path, state = tmp_path / "four.pth", tiny(in_chans=4).state_dict()
     path.write_bytes(packed(state))
-    assert same(scnet.load_weights(tiny(in_chans=4), path), state)
+    assert same(weights.load_weights(tiny(in_chans=4), path), state)
 
 
 def test_frozen_batch_norm_takes_the_weights(thousand):
     frozen = tiny(norm_layer=torchvision.ops.FrozenBatchNorm2d)
-    assert same(scnet.load_weights(frozen, thousand[0]), without_counters(thousand[1]))
+    assert same(weights.load_weights(frozen, thousand[0]), without_counters(thousand[1]))
 
 
 def test_scnet50_takes_a_file_without_pretrained_and_predicts_as_its_source(tmp_path):
@@ -380,8 +380,8 @@ def test_mirrors_file_gives_pytorchcvs_network(site, monkeypatch):
         members.writestr("tiny-mirror.pth", content)
     site.pages = {site.mirror: archive.getvalue()}
     site.entry["sha1"] = hashlib.sha1(content).hexdigest()
-    path = scnet.fetch_weights("tiny")
-    model = scnet.load_weights(scnet50().double(), path).eval()
+    path = weights.fetch_weights("tiny")
+    model = weights.load_weights(scnet50().double(), path).eval()
     path.unlink()
     x = golden.picture(1, 3, 97, 97)
     with torch.inference_mode():
@@ -392,7 +392,7 @@ def test_mirrors_file_gives_pytorchcvs_network(site, monkeypatch):
 
 def refusal(path, model: SCNet | None = None, error=ValueError) -> str:
     with pytest.raises(error) as caught:
-        scnet.load_weights(model or tiny(), path)
+        weights.load_weights(model or tiny(), path)
     assert str(path) in str(caught.value) and caught.value.__cause__ is None
     return str(caught.value)
 
@@ -485,8 +485,8 @@ def test_torch_hub_finds_the_four_networks(monkeypatch):
 
 @pytest.mark.parametrize("network", ["scnet50", "scnet101", "scnet50_v1d", "scnet101_v1d"])
 def test_every_builder_loads_files(network, monkeypatch):
-    monkeypatch.setattr(scnet, "fetch_weights", lambda name: f"fetched for {name}")
-    monkeypatch.setattr(scnet, "load_weights", lambda model, path: path)
+    monkeypatch.setattr(weights, "fetch_weights", lambda name: f"fetched for {name}")
+    monkeypatch.setattr(weights, "load_weights", lambda model, path: path)
     build = getattr(scnet_minimal, network)
     assert build(pretrained=True) == f"fetched for {network}"
     assert build(pretrained=True, weights="mine") == build(weights="mine") == "mine"

@@ -1,4 +1,4 @@
-"""What the notebooks stand on; nobody needs it to use SCNet."""
-from .replace import sc_replace
+"""What the notebooks and commands stand on.  Nobody needs it to use SCNet."""
+from .study.replace import sc_replace
 
 __all__ = ["sc_replace"]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from ..scnet import SCBottleneck, SCConv, SelfCalibration
+from ...scnet import SCBottleneck, SCConv, SelfCalibration
 
 
 class Report(NamedTuple):

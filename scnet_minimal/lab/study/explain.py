@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..scnet import SelfCalibration
+from ...scnet import SelfCalibration
 
 
 def grad_cam(model: nn.Module, layer: str | nn.Module, x: Tensor, classes: Tensor | None = None) -> Tensor:

@@ -1,0 +1,57 @@
+"""A network by its name: ours, their plain twins, any classifier of torchvision; and the small ones trained already.
+
+    model = create_model("scnet_toy", num_classes=10)
+    load_weights(model, trained("scnet_toy", seed=0))
+
+A plain twin is the same SCNet with ResNet's bottleneck in place of ours; that of scnet50 is torchvision's resnet50.
+The two toy networks are for Toynette: one block per stage, a quarter of the width, half a million parameters each, and
+output stride 16, so that a 96 px image leaves a 6 x 6 map where the full networks leave 7 x 7 of 224 px.
+"""
+import difflib
+from functools import partial
+from pathlib import Path
+
+import torchvision
+from torch import nn
+from torchvision.models.resnet import Bottleneck
+
+from ..scnet import SCNet, scnet50, scnet50_v1d, scnet101, scnet101_v1d
+
+_PLAIN = dict(block=Bottleneck, bottleneck_width=64)
+_TOY = dict(layers=(1, 1, 1, 1), widths=(16, 32, 64, 128), output_stride=16)
+OURS = {
+    "scnet50": scnet50, "scnet101": scnet101, "scnet50_v1d": scnet50_v1d, "scnet101_v1d": scnet101_v1d,
+    "resnet50_v1d": partial(SCNet, (3, 4, 6, 3), stem_width=32, avg_down=True, **_PLAIN),    # avd is our block's alone
+    "scnet_toy": partial(SCNet, **_TOY), "resnet_toy": partial(SCNet, **_TOY, **_PLAIN),
+}
+TRAINED = [f"{arch}_{seed}" for arch in ("scnet_toy", "resnet_toy") for seed in (0, 1, 2)]
+TRAINED_FOLDER = Path(__file__).resolve().parents[2] / "data" / "trained"
+
+
+def model_names() -> list[str]:
+    """Every name that create_model() knows: ours and the toy networks first, then torchvision's classifiers."""
+    return [*OURS, *torchvision.models.list_models(module=torchvision.models)]
+
+
+def create_model(name: str, num_classes: int = 1000, **kwargs) -> nn.Module:
+    """A new network with random weights; kwargs go to its builder.  ValueError for an unknown name."""
+    if name in OURS:
+        return OURS[name](num_classes=num_classes, **kwargs)
+    if name not in model_names():
+        close = difflib.get_close_matches(name, model_names(), 3)
+        hint = f"did you mean {' or '.join(close)}?" if close else f"ours are {', '.join(OURS)}."
+        raise ValueError(f"There is no network {name!r}: {hint}")
+    if name.startswith(("inception", "googlenet")):     # by default these two return their auxiliary heads as well
+        kwargs = {"aux_logits": False, "init_weights": True} | kwargs
+    return torchvision.models.get_model(name, num_classes=num_classes, **kwargs)
+
+
+def trained(arch: str, seed: int = 0) -> Path:
+    """The file of a small network trained on Toynette: "scnet_toy" or its plain twin "resnet_toy", seeds 0, 1 and 2."""
+    file = f"{arch}_{seed}.pt"
+    above = [folder / "data" / "trained" for folder in (Path.cwd(), *Path.cwd().parents)]
+    for folder in (TRAINED_FOLDER, *above):
+        if (folder / file).is_file():
+            return folder / file
+    raise FileNotFoundError(f"There is no {file} in {TRAINED_FOLDER}, nor in a data/trained above the working folder.\n"
+                            f"These come with the repository: {', '.join(TRAINED)}.")
