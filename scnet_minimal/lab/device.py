@@ -97,9 +97,19 @@ def synchronize(device: torch.device) -> None:
         getattr(torch, device.type).synchronize()
 
 
-def generator_state(device: torch.device) -> torch.Tensor | None:
-    """The state of the device's own random generator; None for the CPU."""
-    return getattr(torch, device.type).get_rng_state() if device.type in ("cuda", "mps") else None
+def random_states(device: torch.device) -> dict[str, torch.Tensor]:
+    """The states of the generators that layers such as dropout draw from, by device type."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type in ("cuda", "mps"):
+        states[device.type] = getattr(torch, device.type).get_rng_state()
+    return states
+
+
+def set_random_states(states: dict[str, torch.Tensor], device: torch.device) -> None:
+    """Back to random_states(); a state that is missing, as after a change of device, stays as it is."""
+    torch.set_rng_state(states["cpu"])
+    if device.type in states and device.type != "cpu":
+        getattr(torch, device.type).set_rng_state(states[device.type])
 
 
 def describe_machine(device: torch.device) -> str:

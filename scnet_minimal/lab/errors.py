@@ -12,7 +12,11 @@ class UserError(ValueError):
 
 
 class FileError(UserError, OSError):
-    """A file or folder is missing, in the way, or cannot be written."""
+    """A file or folder is in the way, or cannot be read or written."""
+
+
+class MissingFileError(FileError, FileNotFoundError):
+    """A file or folder is not there."""
 
 
 class DataError(UserError, RuntimeError):

@@ -2,7 +2,7 @@
 
 One function per class draws the object in a frame of its own, x to the right and y down, -100 to 100, its front to
 the left, and returns its five keypoints: top, bottom, front, back, centre. A `Pen` carries that frame into the
-picture: stretched, tilted, turned, mirrored. Points are written as in SVG: "x,y x,y x,y".
+image: stretched, tilted, rotated, mirrored. Points are written as in SVG: "x,y x,y x,y".
 """
 import colorsys
 import math

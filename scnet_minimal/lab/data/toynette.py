@@ -1,4 +1,4 @@
-"""Toynette: Imagenette's ten classes as drawings, with the boxes, masks and keypoints that photos lack.
+"""Toynette: Imagenette's ten classes as drawings, with the boxes, masks and keypoints that photographs lack.
 
 A rehearsal set: what runs on Imagenette runs here without a download; no accuracy on it is a result.
 
@@ -6,10 +6,11 @@ A rehearsal set: what runs on Imagenette runs here without a download; no accura
     labels, seeds = plan("train")                  # row i is draw(labels[i], seeds[i]).image, before JPEG
     scene = draw([4, 9], seed=7, size=224)         # any number of further scenes
 
-A picture is a background, clutter, the object, clutter in front of it, and the light; all drawn four times too large
+An image is a background, clutter, the object, clutter in front of it, and the light; all drawn four times too large
 and averaged down, so that edges are smooth. The objects themselves are in glyphs.py.
+
+    python -m scnet_minimal.lab.study toynette --out data/toynette         draws the committed set again
 """
-import argparse
 import io
 import math
 import os
@@ -19,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageChops
 
+from ..errors import FileError
 from .glyphs import GLYPHS, Pen, any_colour, arc, hsv, smooth, tone
 
 CLASSES = ("tench", "English springer", "cassette player", "chain saw", "church",
@@ -26,20 +28,20 @@ CLASSES = ("tench", "English springer", "cassette player", "chain saw", "church"
 WNIDS = ("n01440764", "n02102040", "n02979186", "n03000684", "n03028079",
          "n03394916", "n03417042", "n03425413", "n03445777", "n03888257")
 KEYPOINTS = ("top", "bottom", "front", "back", "centre")   # of the object: they turn and flip with it
-SPLITS = {"train": (100, 0), "validation": (30, 1_000_000)}   # pictures per class, first seed
+SPLITS = {"train": (100, 0), "validation": (30, 1_000_000)}   # images per class, first seed
 SUPERSAMPLE = 4
 
 
 class Scene(NamedTuple):
-    """One picture and its N objects, in the order of the labels. Coordinates are pixels."""
+    """One image and its N objects, in the order of the labels. Coordinates in pixels."""
     image: np.ndarray       # (H, W, 3) uint8
     labels: np.ndarray      # (N,) int64
     boxes: np.ndarray       # (N, 4) float32: x0, y0, x1, y1 around the visible mask; x1 and y1 are exclusive
     masks: np.ndarray       # (N, H, W) bool: visible pixels; what something later covers is taken out
-    keypoints: np.ndarray   # (N, 5, 3) float32: x, y, COCO's v: 0 outside the picture, 1 covered, 2 visible
+    keypoints: np.ndarray   # (N, 5, 3) float32: x, y, COCO's v: 0 outside the image, 1 covered, 2 visible
 
 
-def field(rng, cells, side, low=0.0, high=1.0):
+def smooth_field(rng, cells, side, low=0.0, high=1.0):
     """A smooth random field: cells x cells numbers in low..high, enlarged to (side, side, 1)."""
     grid = Image.fromarray(rng.uniform(low, high, (cells, cells)).astype(np.float32))
     return np.asarray(grid.resize((side, side), Image.Resampling.BICUBIC))[..., None]
@@ -53,16 +55,16 @@ def background(rng, side):
         a, b = (np.array(hsv(u(0.52, 0.64), u(0.05, 0.5), u(0.6, 1))) for _ in range(2))
         c = np.array(hsv(u(0.06, 0.4), u(0.05, 0.65), u(0.35, 0.85)))
     (y, x), kind = np.mgrid[:side, :side] / side, rng.integers(5)
-    ground = a + (b - a) * field(rng, rng.choice([2, 3, 5]), side)   # two colours that flow into each other
+    ground = a + (b - a) * smooth_field(rng, rng.choice([2, 3, 5]), side)   # two colours that flow into each other
     if kind in (1, 2):                                            # with a horizon, level or nearly
         below = (y > u(0.35, 0.8) + u(-0.1, 0.1) * (x - 0.5))[..., None]
-        ground = np.where(below, c * field(rng, rng.integers(8, 50), side, 0.75, 1.15), ground)
+        ground = np.where(below, c * smooth_field(rng, rng.integers(8, 50), side, 0.75, 1.15), ground)
     if kind == 3:                                                 # or boards, or tiles
         n, angle = rng.integers(3, 10), u(0, math.pi)
         across, along = x * math.cos(angle) + y * math.sin(angle), y * math.cos(angle) - x * math.sin(angle)
         odd = (np.floor(across * n) + rng.integers(2) * np.floor(along * n)) % 2 > 0
         ground = np.where(odd[..., None], ground, ground * u(0.6, 0.9) + c * 0.15)
-    grain = field(rng, 21, side) + field(rng, 42, side) - 1
+    grain = smooth_field(rng, 21, side) + smooth_field(rng, 42, side) - 1
     return ground * (1 + u(0, 0.25) * grain)
 
 
@@ -101,7 +103,7 @@ def draw(labels, seed, size=128):
 
     labels: a class index in 0..9, or several: then each object has a cell of a grid to itself, and later ones lie in
     front of earlier ones. seed: integer from 0 up. size: height and width in pixels; another size gives the same
-    scene, but for rounding and noise. Clutter leaves at least 70 % of every object; the picture's border may cut a
+    scene, but for rounding and noise. Clutter leaves at least 70 % of every object; the image's border may cut a
     little more off. Raises ValueError for labels that do not exist or do not fit, and for a bad size or seed.
     """
     labels, given = np.atleast_1d(labels), labels
@@ -120,7 +122,7 @@ def draw(labels, seed, size=128):
 
     def put(pen):
         light = Image.fromarray(rng.integers(160, 256, (2, 2), dtype=np.uint8)).convert("RGB")
-        if box := pen.mask.getbbox():                             # else it lies outside the picture
+        if box := pen.mask.getbbox():                             # else it lies outside the image
             mask = pen.mask.crop(box)
             canvas.paste(ImageChops.multiply(pen.ink.crop(box), light.resize(mask.size)), box, mask)
             masks[:] = [ImageChops.subtract(m, pen.mask) for m in masks]
@@ -148,19 +150,19 @@ def draw(labels, seed, size=128):
     image = 128 + (image - 128) * rng.uniform(0.6, 1.2) + rng.uniform(-20, 30)
     image += rng.normal(0, rng.uniform(1, 5), image.shape)
     masks = np.stack([np.asarray(m.reduce(SUPERSAMPLE)) >= 128 for m in masks])
-    boxes = np.stack([tight(m) for m in masks])
-    keypoints = np.stack([coco(p, m) for p, m in zip(points, masks)])
+    boxes = np.stack([tight_box(m) for m in masks])
+    keypoints = np.stack([visible_keypoints(p, m) for p, m in zip(points, masks)])
     return Scene(image.clip(0, 255).astype(np.uint8), labels.astype(np.int64), boxes, masks, keypoints)
 
 
-def tight(mask):
+def tight_box(mask):
     """The box around a mask: (H, W) bool -> (4,) x0, y0, x1, y1."""
     ys, xs = np.nonzero(mask)
     return np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1], np.float32)
 
 
-def coco(points, mask):
-    """(K, 2) points and the visible mask -> (K, 3) x, y, v; a point outside the picture is 0, 0, 0."""
+def visible_keypoints(points, mask):
+    """(K, 2) points and the visible mask -> (K, 3) x, y, v; a point outside the image is 0, 0, 0."""
     x, y = np.floor(points).astype(int).T
     inside = (x >= 0) & (y >= 0) & (x < mask.shape[1]) & (y < mask.shape[0])
     v = inside * (1 + mask[y * inside, x * inside])
@@ -176,37 +178,28 @@ def plan(split):
     return labels, first + np.arange(len(labels))
 
 
-def write(out):
-    """Draws both splits into the folder `out` as parquet; a file appears when it is whole."""
+def write_toynette(out):
+    """Draw both splits into the folder `out` as parquet, in about a minute; a file gets its name when it is complete.
+
+    FileError if the folder cannot be made or written.
+    """
     from datasets import ClassLabel, Dataset, Features
-    from datasets import Image as Picture
+    from datasets import Image as ImageFeature
     from tqdm import tqdm
 
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    features = Features({"image": Picture(), "label": ClassLabel(names=list(CLASSES))})
-    for split in SPLITS:
-        labels, seeds = plan(split)
-        rows = {"image": [], "label": labels}
-        for label, seed in zip(tqdm(labels, desc=split, unit=" pictures"), seeds):
-            jpeg = io.BytesIO()
-            Image.fromarray(draw(label, seed).image).save(jpeg, "JPEG", quality=92)
-            rows["image"].append({"bytes": jpeg.getvalue(), "path": None})
-        part = out / f".{split}.part"
-        Dataset.from_dict(rows, features=features).to_parquet(part)
-        os.replace(part, out / f"{split}.parquet")
-
-
-def main(argv=None):
-    parser = argparse.ArgumentParser(
-        prog="python -m scnet_minimal.lab.toynette",
-        description="Draws Toynette, the embedded rehearsal set: 1,000 training and 300 validation pictures of "
-                    "Imagenette's ten classes, 128 x 128 pixels, in about a minute. No number from it is a result.",
-        epilog='In Python: load_dataset("data/toynette") reads it; labels, seeds = plan("train") and '
-               "draw(labels[0], seeds[0]) draw its first row with box, mask and keypoints.")
-    parser.add_argument("--out", default="data/toynette", help="folder to write to (default: %(default)s)")
-    write(parser.parse_args(argv).out)
-
-
-if __name__ == "__main__":
-    main()
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=list(CLASSES))})
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for split in SPLITS:
+            labels, seeds = plan(split)
+            rows = {"image": [], "label": labels}
+            for label, seed in zip(tqdm(labels, desc=split, unit=" images"), seeds):
+                jpeg = io.BytesIO()
+                Image.fromarray(draw(label, seed).image).save(jpeg, "JPEG", quality=92)
+                rows["image"].append({"bytes": jpeg.getvalue(), "path": None})
+            part = out / f".{split}.part"
+            Dataset.from_dict(rows, features=features).to_parquet(part)
+            os.replace(part, out / f"{split}.parquet")
+    except OSError as error:
+        raise FileError(f"Toynette cannot be written to {out}: {error.strerror or error}.") from error

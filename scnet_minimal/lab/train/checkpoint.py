@@ -1,12 +1,12 @@
-"""A run's folder: checkpoints that are whole or not there, the history as a table and as a picture.
+"""A run's folder: atomic checkpoints, and the history as a table and as a figure.
 
     keeper = Keeper("runs/x", {"arch": "scnet50", "classes": names})
     keeper.open()
-    keeper.epoch(state)                 # last.pt, history.csv, curve.png, and best.pt where the epoch was the best
-    state = read_checkpoint("runs/x")   # the state to go on from
+    keeper.epoch(state)                 # last.pt, history.csv, curve.png, and best.pt if the epoch was the best
+    state = read_checkpoint("runs/x")   # the state to resume from
 
-last.pt holds all that going on takes; best.pt the weights of the best epoch and what they are, without the optimiser:
-a file to hand on, which scnet_minimal.scnet.load_weights() reads too.
+last.pt holds all that resuming takes; best.pt the weights of the best epoch and what they are, without the optimizer:
+a file to pass on, which load_weights() reads too.
 """
 import contextlib
 import csv
@@ -17,23 +17,31 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from . import distributed
+from ..errors import FileError, MissingFileError, UserError
+from .processes import is_first, under_torchrun
 
-RESUMABLE = {"state_dict", "optimizer", "epoch", "step", "history"}     # a file without these is not last.pt
+RESUMABLE = {"state_dict", "optimizer", "epoch", "step", "history"}     # a file without these is no last.pt
 
 
 class Interrupts:
-    """While active, Ctrl-C and SIGTERM raise KeyboardInterrupt, but never within `with interrupts.held():`, only
-    after it: a step of training or a file is finished first."""
+    """While active, the first Ctrl-C or SIGTERM raises KeyboardInterrupt, but never within `with interrupts.held():`,
+    only after it: a step of training or a file is finished first.
+
+    A second one does what it did before this was active: ends a command, raises KeyboardInterrupt in a notebook.
+    Under torchrun only the first one counts, because torchrun passes on to its processes what they have received
+    already.
+    """
 
     def __init__(self) -> None:
-        self.holding = self.pending = False
+        self.count = self.depth = 0     # signals so far; held() within held()
+        self.pending = False
 
     def __enter__(self) -> "Interrupts":
-        self.before = {}
+        self.owner, self.before, self.count, self.pending = os.getpid(), {}, 0, False
         if threading.current_thread() is threading.main_thread():      # elsewhere Python allows no handlers
             self.before = {s: signal.signal(s, self._arrive) for s in (signal.SIGINT, signal.SIGTERM)}
         return self
@@ -42,27 +50,38 @@ class Interrupts:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
-    def _arrive(self, *_) -> None:
-        if not self.holding:
+    def _arrive(self, number: int, frame: Any) -> None:
+        if os.getpid() != self.owner:   # a forked worker of a DataLoader, which handles this
             raise KeyboardInterrupt
-        self.pending = True
+        if self.count and under_torchrun():
+            return
+        self.count += 1
+        if self.count > 1:
+            signal.signal(number, self.before[number])
+            signal.raise_signal(number)
+        elif self.depth:
+            self.pending = True
+        else:
+            raise KeyboardInterrupt
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        self.holding = True
+        self.depth += 1
         try:
             yield
         finally:        # also after an error: that other processes have left already is no news then
-            self.holding = False
-            if self.pending:
+            self.depth -= 1
+            if self.pending and not self.depth:
                 self.pending = False
                 raise KeyboardInterrupt
 
 
-def write(path: Path, content: bytes | memoryview) -> None:
+# --- writing --------------------------------------------------------------------------------------------------------
+
+def write_file(path: Path, content: bytes | memoryview) -> None:
     """The whole file or, whatever happens, the one that was there before: temporary name, fsync, rename.
 
-    OSError says which file it was.
+    FileError names the file and the reason.
     """
     scratch = path.with_name(f".{path.name}.part")      # in the same folder: a rename never crosses file systems
     try:
@@ -74,21 +93,30 @@ def write(path: Path, content: bytes | memoryview) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             scratch.unlink()
-        left = "; what was there before is whole" if path.exists() else ""
-        raise OSError(f"{path} could not be written: {error.strerror or error}{left}.") from error
+        left = "; the earlier file is intact" if path.exists() else ""
+        raise FileError(f"{path} could not be written: {error.strerror or error}{left}.") from error
 
 
 def write_torch(path: Path, state: dict) -> None:
+    """torch.save with write_file's guarantee; tensors as CPU tensors, so that any machine can load the file."""
     buffer = io.BytesIO()       # torch.save to a file hides the reason of a failure; a full disk is an OSError here
-    torch.save(state, buffer)
-    write(path, buffer.getbuffer())
+    torch.save(_on_cpu(state), buffer)
+    write_file(path, buffer.getbuffer())
+
+
+def _on_cpu(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.cpu()
+    if isinstance(value, dict):
+        return {key: _on_cpu(item) for key, item in value.items()}
+    return type(value)(map(_on_cpu, value)) if type(value) in (list, tuple) else value
 
 
 class Keeper:
     """Writes a run's folder.  `about` goes into every checkpoint: what the network is and how it was made.
 
     score names the entry of an epoch's row that is best when it is largest.  With several processes the first one
-    writes.  OSError, naming the file, if something cannot be written.
+    writes.  FileError, naming the file, if something cannot be written.
     """
 
     def __init__(self, folder: str | Path, about: dict, score: str = "val_top1") -> None:
@@ -99,24 +127,24 @@ class Keeper:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise OSError(f"The folder {self.folder} cannot be made ({error.strerror}): name another.") from error
-        write(self.folder / "args.json", json.dumps(self.about, indent=1).encode() + b"\n")
+            raise FileError(f"The folder {self.folder} cannot be made ({error.strerror}): name another.") from error
+        write_file(self.folder / "args.json", json.dumps(self.about, indent=1).encode() + b"\n")
 
     def save(self, state: dict) -> None:
         """last.pt: the state after any step."""
-        if distributed.is_first():
+        if is_first():
             write_torch(self.folder / "last.pt", {**self.about, **state, "best": self._best(state["history"])})
 
     def epoch(self, state: dict) -> bool:
         """All files after an epoch; whether it was the best so far.  last.pt comes last: it stands for the rest."""
-        if not distributed.is_first():
+        if not is_first():
             return False
         *earlier, row = state["history"]
         is_best = not earlier or row[self.score] > self._best(earlier)
         if is_best:
             write_torch(self.folder / "best.pt", {**self.about, "state_dict": state["state_dict"], **row})
-        write(self.folder / "history.csv", table(state["history"]))
-        write(self.folder / "curve.png", curves(state["history"], self.score))
+        write_file(self.folder / "history.csv", history_csv(state["history"]))
+        write_file(self.folder / "curve.png", history_png(state["history"], self.score))
         self.save(state)
         return is_best
 
@@ -124,7 +152,7 @@ class Keeper:
         return max((row[self.score] for row in history), default=None)
 
 
-def table(history: list[dict]) -> bytes:
+def history_csv(history: list[dict]) -> bytes:
     """Rows as CSV, the names of the first row on top; numbers in full, so that nothing is lost."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(history[0]))
@@ -133,7 +161,7 @@ def table(history: list[dict]) -> bytes:
     return text.getvalue().encode()
 
 
-def curves(history: list[dict], score: str) -> bytes:
+def history_png(history: list[dict], score: str) -> bytes:
     """A PNG: losses on the left, shares (top-1, average precision) on the right, over epochs counted from 1."""
     from matplotlib.figure import Figure  # not pyplot: no window, no global state
 
@@ -147,65 +175,68 @@ def curves(history: list[dict], score: str) -> bytes:
                         color=colour, label=name.split("_")[0])
         ax.set(xlabel="epoch", ylabel=ending if factor == 1 else f"{ending}, %")
         ax.legend(frameon=False)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png")
-    return picture.getvalue()
+    png = io.BytesIO()
+    figure.savefig(png, format="png")
+    return png.getvalue()
 
+
+# --- reading --------------------------------------------------------------------------------------------------------
 
 def read_file(path: str | Path) -> dict:
-    """What torch.save wrote, tensors and plain values only (nothing in it is run), on the CPU.
+    """What torch.save wrote, tensors and plain values only (nothing in it is executed), on the CPU.
 
-    A folder stands for its last.pt.  FileNotFoundError or ValueError say what the file is instead.
+    A folder stands for its last.pt.  UserError says what the file is instead.
     """
     path = Path(path).expanduser()
     path = path / "last.pt" if path.is_dir() else path
     if not path.is_file():
-        raise FileNotFoundError(f"There is no checkpoint {path}.")
+        raise MissingFileError(f"There is no checkpoint {path}.")
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:                          # noqa: BLE001  a damaged file may raise nearly anything
         if "weights_only" in str(error):
-            raise ValueError(f"{path} is no checkpoint of this command: it holds more than tensors and numbers, "
-                             "or is no torch file. Nothing in it was run.") from None
-        raise ValueError(f"{path} is cut off, damaged or no checkpoint: use an older copy or start anew.") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} is no checkpoint: it holds a {type(found).__name__}.")
-    return found
+            raise UserError(f"{path} is no checkpoint of this command: it holds more than tensors and numbers, "
+                            "or is no torch file. Nothing in it was executed.") from None
+        raise UserError(f"{path} is truncated, damaged or no checkpoint: use an older copy, or start a new run."
+                        ) from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is no checkpoint: it holds a {type(content).__name__}.")
+    return content
 
 
 def read_checkpoint(path: str | Path, arch: str | None = None, classes: list[str] | None = None) -> dict:
-    """The state to go on from, checked against the network and the classes that are asked for.
+    """The state to resume from, checked against the network and the classes that are asked for.
 
-    Raises as read_file() does, and ValueError where the file is no last.pt, or of another network or other classes.
+    Raises as read_file() does, and UserError if the file is no last.pt, or of another network or other classes.
     """
-    found = read_file(path)
-    if not RESUMABLE <= found.keys():
-        what = "weights alone, for use" if "state_dict" in found else f"{', '.join(map(str, found))[:80] or 'nothing'}"
-        raise ValueError(f"{path} is no checkpoint to go on from: it holds {what}. Name the run's last.pt.")
-    if arch and found.get("arch") != arch:
-        raise ValueError(f"{path} is a run of {found.get('arch')}, not of {arch}: "
-                         f"go on with -a {found.get('arch')}, or start anew in another folder.")
+    state = read_file(path)
+    if not RESUMABLE <= state.keys():
+        what = "weights alone, for use" if "state_dict" in state else f"{', '.join(map(str, state))[:80] or 'nothing'}"
+        raise UserError(f"{path} cannot be resumed: it holds {what}. Name the run's last.pt.")
+    if arch and state.get("arch") != arch:
+        raise UserError(f"{path} is a run of {state.get('arch')}, not of {arch}: resume with -a {state.get('arch')}, "
+                        "or start a new run in another folder.")
     if classes:
-        check_classes(found, classes, path)
-    return found
+        check_classes(state, classes, path)
+    return state
 
 
-def check_classes(found: dict, classes: list[str], path: str | Path) -> None:
-    """ValueError if a checkpoint's classes are not those of the data."""
-    theirs = found.get("classes") or classes
+def check_classes(state: dict, classes: list[str], path: str | Path) -> None:
+    """UserError if a checkpoint's classes are not those of the data."""
+    theirs = state.get("classes") or classes
     if len(theirs) != len(classes):
-        raise ValueError(f"{path} was trained on {len(theirs)} classes and the data has {len(classes)}: "
-                         "use its own data, or start anew in another folder.")
+        raise UserError(f"{path} was trained on {len(theirs)} classes and the data has {len(classes)}: "
+                        "use its own data, or start a new run in another folder.")
     if theirs != classes:
         one, other = next(pair for pair in zip(theirs, classes) if pair[0] != pair[1])
-        raise ValueError(f"{path} was trained on other classes: its {one} is the data's {other}.")
+        raise UserError(f"{path} was trained on other classes: its {one} is the data's {other}.")
 
 
-def load_whole(model: torch.nn.Module, found: dict, path: str | Path) -> None:
-    """The weights of a checkpoint, or of a plain state dict, into a network that they fit exactly, else ValueError."""
-    state, own = found.get("state_dict", found), model.state_dict()
+def load_exactly(model: torch.nn.Module, content: dict, path: str | Path) -> None:
+    """The weights of a checkpoint, or of a plain state dict, into a network that they fit exactly; else UserError."""
+    state, own = content.get("state_dict", content), model.state_dict()
     shapes, needed = ({name: getattr(t, "shape", None) for name, t in d.items()} for d in (state, own))
     if wrong := [name for name in needed | shapes if shapes.get(name) != needed.get(name)]:
-        raise ValueError(f"{path} does not fit this network: {len(wrong)} of {len(own)} entries differ, {wrong[0]} "
-                         "first. Is it of another -a, or made for other classes?")
+        raise UserError(f"{path} does not fit this network: {len(wrong)} of {len(own)} entries differ, {wrong[0]} "
+                        "first. Is it of another -a, or made for other classes?")
     model.load_state_dict(state)

@@ -23,8 +23,7 @@ from tqdm import tqdm
 from ..device import set_deterministic
 from ..errors import UserError
 from .checkpoint import Keeper, read_checkpoint
-from .processes import add_process_flags, is_first, launch
-
+from .processes import Place, add_process_flags, is_first, launch, under_torchrun
 
 # --- flags ----------------------------------------------------------------------------------------------------------
 
@@ -100,7 +99,7 @@ def settle(args: argparse.Namespace, complete: Callable[[dict, dict | None], dic
         folder = Path(args.output or default_output(given))
         source = str(folder) if (folder / "last.pt").exists() else None
     state = read_checkpoint(source, args.arch) if source else None
-    saved = state["arguments"] if state else {}
+    saved = state.get("arguments", {}) if state else {}
     given = {**saved, **given}
     settings = complete(given, state)
     seed = given["seed"] if "seed" in given else int(torch.randint(2**31, ()))
@@ -156,7 +155,7 @@ def resume_command(module: str, argv: list[str], folder: str | Path) -> str:
 
 
 def _launcher() -> list[str]:
-    if not torch.distributed.is_torchelastic_launched():
+    if not under_torchrun():
         return ["python"]
     machines, each = os.environ.get("GROUP_WORLD_SIZE", "1"), os.environ.get("LOCAL_WORLD_SIZE", "1")
     if machines == "1":
@@ -175,7 +174,7 @@ def print_first(text: str) -> None:
         print(text, flush=True)
 
 
-def print_start(data: object, what: str, run: Run, batch_size: int, place: object, device: torch.device) -> None:
+def print_start(data: object, what: str, run: Run, batch_size: int, place: Place, device: torch.device) -> None:
     """What is about to be trained: data, network, processes, settings, folder, and where it resumes."""
     s = run.settings
     print_first(f"{data}\n{what} on {place.world} x {device}: {s['epochs']} epochs, batch {batch_size}, "

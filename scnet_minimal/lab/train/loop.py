@@ -1,47 +1,31 @@
 """One training loop for every task: step, schedule, progress, evaluation, checkpoints.
 
-    data = load_data("toynette", size=64)
-    history = fit(model, data, epochs=12)               # a classifier, in one call
-    logits, labels = predict(model, data.val)
-
-The loop itself is Trainer. What it learns is a Task: the loss of a batch, and what to measure after each epoch. fit()
-is the classifier's; another task brings its own two functions and gets progress, checkpoints and torchrun with them.
+What is learned is a Task: the loss of a batch, and what to measure after each epoch. classify.py has the classifier's;
+another task brings its own two functions and gets progress, checkpoints and torchrun with them.
 """
 import contextlib
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from . import distributed
+from ..data.sampler import seed_of
+from ..device import amp_dtype, autocast, random_states, set_random_states
+from ..errors import UserError
 from .checkpoint import Interrupts, Keeper
-from .data import Batches, Data
-from .pictures import seed_of
-
-
-class Epoch(NamedTuple):
-    """What one epoch gave.  Accuracies are shares, 0 to 1; train_top1 is counted on the way, on augmented pictures."""
-
-    epoch: int
-    train_loss: float
-    train_top1: float
-    val_loss: float
-    val_top1: float
-    seconds: float
-    val_top5: float = math.nan
+from .processes import all_sum, broadcast_buffers, data_parallel, is_first, rank, world_size
 
 
 class Task(NamedTuple):
     """What is learned.
 
-    loss(model, batch)  the batch's mean loss, its number of pictures, and further sums over it, by name, to be
-                        averaged over the epoch's pictures
+    loss(model, batch)  the batch's mean loss, its number of images, and further sums over it, by name, to be
+                        averaged over the epoch's images
     evaluate(model)     what to measure after each epoch, by name, over all processes.  A *loss that is not finite
                         ends the run; the entry that a Keeper calls its score decides which epoch was best
     """
@@ -50,29 +34,11 @@ class Task(NamedTuple):
     evaluate: Callable[[nn.Module], dict[str, float]]
 
 
-# --- precision and layout -------------------------------------------------------------------------------------------
-
-def mixed_precision(device: torch.device, wanted: bool | None = None) -> torch.dtype | None:
-    """The half precision to train in: bfloat16 on a CUDA device that has it natively, float16 on an older one.
-
-    wanted: None takes it where it pays, on CUDA; True on the CPU too, as bfloat16; False nowhere.
-    """
-    if device.type == "cuda" and wanted is not False:
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    return torch.bfloat16 if device.type == "cpu" and wanted else None
+class NotFiniteError(UserError, FloatingPointError):
+    """The loss or the weights became infinite or NaN."""
 
 
-def autocast(device: torch.device, wanted: bool | None = None) -> contextlib.AbstractContextManager:
-    dtype = mixed_precision(device, wanted)
-    return torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()
-
-
-def memory_layout(device: torch.device) -> torch.memory_format:
-    """Channels last is up to twice as fast on a CPU, and what CUDA's half-precision kernels want."""
-    return torch.contiguous_format if device.type == "mps" else torch.channels_last
-
-
-# --- learning rates: functions of the epoch, a fraction within it, so that going on needs no state ------------------
+# --- learning rates: functions of the epoch, a fraction within it, so that resuming needs no state -------------------
 
 def one_cycle(peak: float, epochs: int, rise: float = 0.25) -> Callable[[float], float]:
     """From peak / 25 up to the peak over the first quarter, then down to nearly 0, both along half a cosine.
@@ -84,7 +50,7 @@ def one_cycle(peak: float, epochs: int, rise: float = 0.25) -> Callable[[float],
     return lr
 
 
-def steps(peak: float, every: int = 30) -> Callable[[float], float]:
+def step_decay(peak: float, every: int = 30) -> Callable[[float], float]:
     """A tenth after every 30 epochs: ImageNet's classical schedule."""
     return lambda epoch: peak * 0.1 ** (epoch // every)
 
@@ -92,23 +58,24 @@ def steps(peak: float, every: int = 30) -> Callable[[float], float]:
 # --- the loop -------------------------------------------------------------------------------------------------------
 
 class Trainer:
-    """The loop: epochs of steps, each epoch judged and kept.  It can stop after any step and go on from there.
+    """The loop: epochs of steps, each epoch evaluated and saved.  It can stop after any step and resume from there.
 
         trainer = Trainer(model, batches, task, optimizer, lr, epochs=20, keeper=Keeper("runs/x", {}))
-        trainer.go_on(read_checkpoint("runs/x"))        # or not
-        rows = trainer.run()                            # one dict for each epoch
+        trainer.resume(read_checkpoint("runs/x"))       # or not
+        history = trainer.run()                         # one dict per epoch
 
     batches     iterable, with len() and set_epoch(epoch, start): the batches of an epoch from number `start` on, a
                 function of these two alone, already on the device, this process's share where there are several
-    lr          the learning rate at an epoch, a fraction within it: one_cycle(...), steps(...)
-    amp         see mixed_precision
+    lr          the learning rate at an epoch, a fraction within it: one_cycle(...), step_decay(...)
+    amp         mixed precision, see device.amp_dtype
     keeper      where checkpoints and history go; None: nowhere
-    print_freq  batches between two looks at the running loss (each makes a GPU wait for it)
-    quiet       no progress bar; None: a bar on a terminal only
+    print_freq  batches between two checks of the running loss (on a GPU, each is a wait)
+    quiet       no progress bar; None: a bar on a terminal only.  Only the first process has one
     on_epoch    called with each epoch's row and whether it was the best, in the first process
 
-    Ctrl-C or SIGTERM finish the step, save, and raise KeyboardInterrupt (with a keeper; without, nothing is new).
-    FloatingPointError, with the step and the reason, if the loss is not finite; nothing is saved then.
+    With a keeper, the first Ctrl-C or SIGTERM finishes the step, saves, and raises KeyboardInterrupt; several
+    processes stop after the same step.  NotFiniteError, with the step and the reason, if the loss is not finite;
+    nothing is saved then.  UserError if there is nothing to train on.
     """
 
     def __init__(self, model: nn.Module, batches: Any, task: Task, optimizer: torch.optim.Optimizer,
@@ -116,57 +83,63 @@ class Trainer:
                  name: str = "train", print_freq: int = 10, quiet: bool | None = False,
                  on_epoch: Callable[[dict, bool], None] | None = None) -> None:
         if epochs < 1:
-            raise ValueError(f"epochs must be at least 1, not {epochs}.")
+            raise UserError(f"epochs must be at least 1, not {epochs}.")
         if not len(batches):
-            raise ValueError("There is not one training batch: too few pictures for so many processes.")
+            raise UserError("There is no training batch: too few images for so many processes.")
         self.model, self.batches, self.task, self.optimizer, self.lr = model, batches, task, optimizer, lr
         self.epochs, self.keeper, self.name, self.print_freq = epochs, keeper, name, print_freq
-        self.quiet, self.on_epoch = quiet, on_epoch
+        self.quiet, self.on_epoch = quiet if is_first() else True, on_epoch
         self.device = next(model.parameters()).device
-        self.parallel = distributed.parallel(model, self.device)
-        self.precision = autocast(self.device, amp)                 # asked for once, entered at every step
-        half = mixed_precision(self.device, amp) == torch.float16
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=half)
+        self.parallel = data_parallel(model, self.device)
+        self.precision = autocast(self.device, amp)                 # decided once, entered at every step
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp_dtype(self.device, amp) == torch.float16)
         self.interrupts = Interrupts()
-        self.epoch = self.step = 0          # where the run is: `step` batches of `epoch` are done
-        self.sums: dict[str, Tensor | float] = {}                   # of this epoch so far
+        self.epoch = self.step = 0          # position: `step` batches of `epoch` are done
+        self.sums: dict[str, Tensor | float] = {}                   # over this epoch so far, in this process
         self.history: list[dict] = []
 
     def run(self) -> list[dict]:
         with self.interrupts if self.keeper else contextlib.nullcontext():
             try:
                 while self.epoch < self.epochs:
-                    self._learn_epoch()
-                    row = self._judge()
+                    self._train_epoch()
+                    row = self._measure_epoch()
                     with self.interrupts.held():
                         self._close_epoch(row)
             except KeyboardInterrupt:
-                if self.keeper:
+                if self.keeper and self.interrupts.count < 2:       # a second one may have cut a step in two
                     with self.interrupts.held():
                         self.keeper.save(self.state())
                 raise
         return self.history
 
-    def _learn_epoch(self) -> None:
+    def _train_epoch(self) -> None:
         self.batches.set_epoch(self.epoch, self.step)
         self.model.train()
-        every = 1 if self.device.type == "cpu" else self.print_freq     # looking costs a CPU nothing
+        every = 1 if self.device.type == "cpu" else self.print_freq     # on a CPU looking costs nothing
+        together = self.keeper and world_size() > 1
         before, start = self.sums.get("seconds", 0.0), time.perf_counter()
-        with tqdm(total=len(self.batches), initial=self.step, desc=f"{self.name} {self.epoch + 1}/{self.epochs}",
-                  unit="batch", leave=False, disable=self.quiet, file=sys.stdout) as bar:
+        with (self.interrupts.held() if together else contextlib.nullcontext(),
+              tqdm(total=len(self.batches), initial=self.step, desc=f"{self.name} {self.epoch + 1}/{self.epochs}",
+                   unit="batch", leave=False, disable=self.quiet, file=sys.stdout) as bar):
             for batch in self.batches:
                 with self.interrupts.held():
-                    self._learn(batch)
+                    self._train_step(batch)
                     self.step += 1
                     self.sums["seconds"] = before + time.perf_counter() - start
                 if self.step % every == 0:
-                    self._look()
+                    self._check_loss()
+                    if together:
+                        self._stop_together()
                 if self.step % self.print_freq == 0 and not bar.disable:
                     bar.set_postfix_str(self._running(), refresh=False)
                 bar.update()
-        self._look()
+            self._check_loss()                                          # and so the queue is empty: read the clock
+            self.sums["seconds"] = before + time.perf_counter() - start
+            if together:
+                self._stop_together()
 
-    def _learn(self, batch: Any) -> None:
+    def _train_step(self, batch: Any) -> None:
         lr = self.lr(self.epoch + (self.step + 0.5) / len(self.batches))
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -176,177 +149,88 @@ class Trainer:
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        for name, value in {"pictures": n, "loss": loss.detach() * n, **more}.items():
+        for name, value in {"images": n, "loss": loss.detach() * n, **more}.items():
             self.sums[name] = self.sums.get(name, 0) + value        # stays on the device: no wait at each step
 
-    def _look(self) -> None:
+    def _check_loss(self) -> None:
         """Stop if the loss has become NaN or infinite; once it has, its sum stays so."""
         if not math.isfinite(float(self.sums.get("loss", 0))):
-            raise FloatingPointError(f"The loss is not finite at step {self.step} of epoch {self.epoch + 1}, "
-                                     f"{self._why()}")
+            raise NotFiniteError(f"The loss is not finite at step {self.step} of epoch {self.epoch + 1}, {self._why()}")
 
     def _why(self) -> str:
         lr = self.optimizer.param_groups[0]["lr"]
         if all(p.isfinite().all() for p in self.model.parameters()):
-            return f"while the weights still are: look at the data, or try a learning rate smaller than {lr:.3g}."
+            return f"but the weights still are: look at the data, or try a learning rate smaller than {lr:.3g}."
         return f"and neither are the weights: the learning rate, {lr:.3g} there, is too large. Try a smaller --lr."
 
+    def _stop_together(self) -> None:
+        """If any process was interrupted, all stop here, after the same step."""
+        pending = torch.tensor([float(self.interrupts.pending)], device=self.device)
+        if all_sum(pending).item():
+            self._total_sums()
+            raise KeyboardInterrupt
+
     def _running(self) -> str:
-        seen = self.sums["pictures"]
-        means = {name: float(self.sums[name]) / seen for name in self.sums if name not in ("pictures", "seconds")}
-        speed = seen * distributed.world() / self.sums["seconds"]
+        n = self.sums["images"]
+        means = {name: float(self.sums[name]) / n for name in self.sums if name not in ("images", "seconds")}
+        speed = n * world_size() / self.sums["seconds"]
         return ", ".join([f"{speed:.0f} images/s", *(f"{name} {value:.3f}" for name, value in means.items())])
 
-    def _judge(self) -> dict:
-        """The epoch's row."""
-        distributed.spread_buffers(self.model)
+    def _total_sums(self) -> dict[str, float]:
+        """The sums over all processes.  From here on the first process has them and the others zeros, so that they
+        can be saved, resumed and added up again."""
         names = [name for name in self.sums if name != "seconds"]
         sums = torch.tensor([float(self.sums[name]) for name in names], dtype=torch.float64)
-        if self.device.type == "cuda":
-            sums = sums.to(self.device)
-        sums = dict(zip(names, distributed.total(sums).tolist()))
-        start, learning = time.perf_counter(), self.sums["seconds"]
+        totals = dict(zip(names, all_sum(sums.to(self.device) if self.device.type == "cuda" else sums).tolist()))
+        if world_size() > 1:
+            self.sums |= totals if is_first() else dict.fromkeys(totals, 0.0)
+        return totals
+
+    def _measure_epoch(self) -> dict:
+        """The epoch's row."""
+        broadcast_buffers(self.model)
+        sums = self._total_sums()
+        start, training = time.perf_counter(), self.sums["seconds"]
         row = {"epoch": self.epoch, "lr": self.optimizer.param_groups[0]["lr"]}
-        row |= {f"train_{name}": value / sums["pictures"] for name, value in sums.items() if name != "pictures"}
+        row |= {f"train_{name}": value / sums["images"] for name, value in sums.items() if name != "images"}
         row |= {f"val_{name}": value for name, value in self.task.evaluate(self.model).items()}
-        row |= {"seconds": learning + time.perf_counter() - start, "images_per_second": sums["pictures"] / learning}
+        row |= {"seconds": training + time.perf_counter() - start, "images_per_second": sums["images"] / training}
         if bad := [name for name in row if name.endswith("loss") and not math.isfinite(row[name])]:
-            raise FloatingPointError(f"{bad[0]} is {row[bad[0]]} after epoch {self.epoch + 1}, {self._why()}")
+            raise NotFiniteError(f"{bad[0]} is {row[bad[0]]} after epoch {self.epoch + 1}, {self._why()}")
         return row
 
     def _close_epoch(self, row: dict) -> None:
         self.history.append(row)
         self.epoch, self.step, self.sums = self.epoch + 1, 0, {}
         best = self.keeper.epoch(self.state()) if self.keeper else False
-        if self.on_epoch and distributed.is_first():
+        if self.on_epoch and is_first():
             self.on_epoch(row, best)
 
     def state(self) -> dict:
-        """All that going on takes, as tensors and plain values.  FloatingPointError if a weight is not finite."""
+        """All that resuming takes, as tensors and plain values.  NotFiniteError if a weight is not finite."""
         if not all(p.isfinite().all() for p in self.model.parameters()):
-            raise FloatingPointError(f"Weights are not finite after step {self.step} of epoch {self.epoch + 1}: "
-                                     "not saved. Try a smaller --lr.")
+            raise NotFiniteError(f"Weights are not finite after step {self.step} of epoch {self.epoch + 1}: "
+                                 "not saved. Try a smaller --lr.")
         return {"epoch": self.epoch, "step": self.step, "steps": len(self.batches), "history": self.history,
                 "sums": {name: float(value) for name, value in self.sums.items()},
                 "state_dict": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
-                "scaler": self.scaler.state_dict(), "random": _random_states(self.device)}
+                "scaler": self.scaler.state_dict(), "random": random_states(self.device)}
 
-    def go_on(self, state: dict) -> None:
+    def resume(self, state: dict) -> None:
         """Continue from a state().  Weights, momentum and position are the state's; learning rate, weight decay and
-        the number of epochs those of this run, and so is its number of processes."""
+        the number of epochs are those of this run, and so are precision and the number of processes."""
         self.model.load_state_dict(state["state_dict"])
         own = [{key: value for key, value in group.items() if key != "params"} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
         for group, values in zip(self.optimizer.param_groups, own):
             group.update(values)
-        self.scaler.load_state_dict(state["scaler"])
-        self.epoch, self.sums, self.history = state["epoch"], dict(state["sums"]), list(state["history"])
+        if self.scaler.is_enabled() and state["scaler"]:            # {}: the checkpoint was made without float16
+            self.scaler.load_state_dict(state["scaler"])
+        self.epoch, self.history = state["epoch"], list(state["history"])
         self.step = round(state["step"] * len(self.batches) / state["steps"])   # with other batches: the same share
-        if distributed.is_first():
-            _set_random_states(state["random"], self.device)
-        else:                               # only the first process's was kept
-            self.sums = {}
-            torch.manual_seed(seed_of(self.epoch, self.step, distributed.rank()))
-
-
-def _random_states(device: torch.device) -> dict[str, Tensor]:
-    """Of the generators that layers such as dropout draw from.  Batches need none: they are functions of the epoch."""
-    found = {"cpu": torch.get_rng_state()}
-    if device.type in ("cuda", "mps"):
-        found[device.type] = getattr(torch, device.type).get_rng_state()
-    return found
-
-
-def _set_random_states(states: dict[str, Tensor], device: torch.device) -> None:
-    torch.set_rng_state(states["cpu"])
-    if device.type in states and device.type != "cpu":
-        getattr(torch, device.type).set_rng_state(states[device.type])
-
-
-def pace(row: dict, epochs: int) -> str:
-    """What an epoch's row says of time: pictures a second, its own seconds, the minutes that the others will take."""
-    speed, left = row["images_per_second"], (epochs - row["epoch"] - 1) * row["seconds"] / 60
-    return (f"{speed:,.{0 if speed >= 100 else 1}f} images/s, {row['seconds']:.0f} s"
-            + (f", {left:.0f} min left" if left >= 1 else ""))
-
-
-# --- the classifier's task ------------------------------------------------------------------------------------------
-
-def fit(model: nn.Module, data: Data, *, epochs: int, lr: float = 0.1, momentum: float = 0.9,
-        weight_decay: float = 5e-4, label_smoothing: float = 0.1, recipe: str = "quick", start_epoch: int = 0,
-        resume: dict | None = None, name: str = "train", **running) -> list[Epoch]:
-    """Train a classifier in place, on the device where its data is: SGD, cross-entropy with smoothed labels.
-
-    recipe  "quick": one cycle of the learning rate, Nesterov momentum, no weight decay on norms and biases; lr is the
-            peak for batches of 64, and smaller and larger batches scale it.
-            "paper": lr as it is, a tenth of it after every 30 epochs, weight decay on everything.
-    resume  a state to go on from (checkpoint.read_checkpoint)
-    running goes to Trainer: amp, keeper, print_freq, quiet, on_epoch
-
-    A progress bar shows each epoch; what every epoch gave is returned.  Raises as Trainer does.
-    """
-    device = data.train.labels.device
-    model.to(device, memory_format=memory_layout(device))
-    if recipe == "quick":
-        groups = [{"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": weight_decay},
-                  {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0}]
-        schedule = one_cycle(lr * data.train.batch_size / 64, max(epochs, 1))
-    elif recipe == "paper":
-        groups, schedule = [{"params": list(model.parameters()), "weight_decay": weight_decay}], steps(lr)
-    else:
-        raise ValueError(f"recipe must be 'quick' or 'paper', not {recipe!r}.")
-    optimizer = torch.optim.SGD(groups, lr=schedule(0), momentum=momentum, nesterov=recipe == "quick" and momentum > 0)
-    task = classification(data, label_smoothing, running.get("amp"))
-    trainer = Trainer(model, data.train, task, optimizer, schedule, epochs=epochs, name=name, **running)
-    trainer.epoch = start_epoch
-    if resume:
-        trainer.go_on(resume)
-    return [Epoch(**{field: row[field] for field in Epoch._fields}) for row in trainer.run()]
-
-
-def classification(data: Data, label_smoothing: float = 0.0, amp: bool | None = None) -> Task:
-    """Batches (x, y) of pictures (B, 3, H, W) and labels (B,); judged by loss, top-1 and top-5 on data.val."""
-    layout = memory_layout(data.train.labels.device)
-
-    def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, int, dict[str, Tensor]]:
-        x, y = batch
-        logits = model(x.contiguous(memory_format=layout))
-        right = (logits.detach().argmax(1) == y).sum()
-        return F.cross_entropy(logits, y, label_smoothing=label_smoothing), len(y), {"top1": right}
-
-    return Task(loss, lambda model: evaluate(model, data.val, amp))
-
-
-def evaluate(model: nn.Module, batches: Batches, amp: bool | None = None) -> dict[str, float]:
-    """Mean loss, top-1 and top-5 (shares, 0 to 1) over a split; with several processes, each judges its share of the
-    pictures and every picture counts once.  With fewer than five classes top-5 is 1."""
-    device = batches.labels.device
-    sums = torch.zeros(4, device=device, dtype=torch.float32 if device.type == "mps" else torch.float64)
-    for logits, y in _logits(model, batches, amp):
-        found = logits.topk(min(5, logits.shape[1])).indices == y[:, None]     # (B, 5), at most one in a row
-        loss = F.cross_entropy(logits, y, reduction="sum")
-        sums += torch.stack([loss, found[:, 0].sum(), found.sum(), loss.new_tensor(len(y))])
-    loss, first, five, n = distributed.total(sums).tolist()
-    return {"loss": loss / n, "top1": first / n, "top5": five / n}
-
-
-def predict(model: nn.Module, batches: Batches) -> tuple[Tensor, Tensor]:
-    """Logits (N, classes) float32 and labels (N,), both on the CPU, in the order of the batches; model in eval mode."""
-    logits, labels = zip(*((logits.cpu(), y.cpu()) for logits, y in _logits(model, batches)))
-    return torch.cat(logits), torch.cat(labels)
-
-
-@torch.inference_mode()
-def _logits(model: nn.Module, batches: Batches, amp: bool | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-    device = batches.labels.device
-    model.to(device).eval()
-    layout, precision = memory_layout(device), autocast(device, amp)
-    for x, y in batches:
-        with precision:
-            logits = model(x.contiguous(memory_format=layout))
-        yield logits.float(), y
-
-
-def top1(logits: Tensor, labels: Tensor) -> float:
-    """Share of the rows whose largest logit is the label's, 0 to 1."""
-    return (logits.argmax(1) == labels).double().mean().item()
+        self.sums = {{"pictures": "images"}.get(name, name): value for name, value in state["sums"].items()}
+        if is_first():
+            set_random_states(state["random"], self.device)
+        else:                               # sums and generators of the first process alone were saved
+            self.sums |= {name: 0.0 for name in self.sums if name != "seconds"}
+            torch.manual_seed(seed_of(self.epoch, self.step, rank()))

@@ -60,6 +60,10 @@ def is_first() -> bool:
     return rank() == 0
 
 
+def under_torchrun() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
 def wait() -> None:
     """Wait for all processes."""
     if is_distributed():
@@ -163,7 +167,7 @@ def launch(work: Callable[[argparse.Namespace, torch.device, Place], int], args:
     if not args.multiprocessing_distributed or each == 1:
         return _run(work, args, Place(node, nodes))
     context = torch.multiprocessing.spawn(_spawned, (work, args, node, nodes, each), nprocs=each, join=False)
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)       # Ctrl-C reaches the processes too: wait for them to save
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)       # Ctrl-C reaches them too: wait while they save
     try:
         while not context.join():
             pass

@@ -1,0 +1,106 @@
+"""The data sets with a name: where they are, and how they are downloaded."""
+import os
+import shutil
+import socket
+from pathlib import Path
+
+from torchvision import datasets
+
+from ..errors import DataError, FileError, MissingFileError, UserError
+from .images import list_split, match_classes
+
+NAMED_SETS = {                      # name -> folders under root, best first; a download fetches the first
+    "toynette": ["toynette"],
+    "imagenette": ["imagenette2-160", "imagenette2-320", "imagenette2"],
+    "imagenette-160": ["imagenette2-160"],
+    "imagenette-320": ["imagenette2-320"],
+    "imagenette-full": ["imagenette2"],
+}
+ARCHIVES = "https://s3.amazonaws.com/fast-ai-imageclas"     # /<folder>.tgz
+SIZES = {"imagenette2-160": "160px", "imagenette2-320": "320px", "imagenette2": "full"}     # torchvision's names
+HUB = None                          # address of the Hugging Face hub; None: its own
+HUB_SET = dict(repo_id="frgfm/imagenette", repo_type="dataset", revision="refs/convert/parquet")
+HOST_TIMEOUT = 20                   # seconds of silence after which a host is given up
+
+
+def locate(source: str | Path, root: str | Path | None = None, download: bool = False) -> Path:
+    """The folder of a named set, or of a folder of images.
+
+    root      where named sets are; None: the repository's data/, or data/ in or above the working folder
+    download  fetch Imagenette into root if it is not there
+
+    UserError if it is not there, saying what was found and what to do.
+    """
+    if isinstance(source, str) and source in NAMED_SETS:
+        return _locate_named(source, root, download)
+    folder = Path(source).expanduser()
+    if folder.is_file():
+        raise FileError(f"{folder} is a file. Give the folder that holds train/ and val/.")
+    if not folder.exists() and str(source) == folder.name:      # a single word: more likely a misspelt name
+        raise UserError(f"Unknown data {str(source)!r}: no folder here, and none of {', '.join(NAMED_SETS)}.")
+    if not folder.exists():
+        raise MissingFileError(f"{folder} does not exist. Give the folder that holds train/ and val/.")
+    return folder
+
+
+def _locate_named(name: str, root: str | Path | None, download: bool) -> Path:
+    here = [Path(__file__).parents[3], Path.cwd(), *Path.cwd().parents]     # the checkout, or the working folder
+    roots = [Path(root).expanduser()] if root else [f / "data" for f in here if (f / "data").is_dir()]
+    roots = list(dict.fromkeys(roots)) or [Path.cwd() / "data"]
+    for path in [r / folder for folder in NAMED_SETS[name] for r in roots]:
+        if path.is_dir():
+            return path
+    root, folder = roots[0], NAMED_SETS[name][0]
+    missing = f"{name} is not there: no {' or '.join(NAMED_SETS[name])} in {', '.join(map(str, roots))}."
+    if name == "toynette":
+        raise MissingFileError(f"{missing}\nIt comes with the repository in data/: give that as root, or draw it: "
+                               f"python -m scnet_minimal.lab.study toynette --out {root / folder}")
+    if not download:
+        raise MissingFileError(
+            f"{missing}\nFetch it with load_data({name!r}, download=True), or by hand: unpack "
+            f"{ARCHIVES}/{folder}.tgz in {root}.")
+    return fetch_imagenette(root, folder)
+
+
+def fetch_imagenette(root: Path, folder: str) -> Path:
+    """Download root/folder: the archive (torchvision, its hash checked), or else the hub's parquet files.
+
+    Everything is done in a hidden folder beside it, which gets its name when it is complete: nothing half-finished is
+    ever taken for a data set.  DataError, with what to do by hand, if neither can be had.
+    """
+    scratch, timeout, failures = root / f".{folder}.part", socket.getdefaulttimeout(), []
+    socket.setdefaulttimeout(HOST_TIMEOUT)
+    try:
+        for source, fetch in (("archive", _from_archive), ("hub", _from_hub)):
+            shutil.rmtree(scratch, ignore_errors=True)
+            scratch.mkdir(parents=True)
+            try:
+                os.replace(fetch(scratch, folder), root / folder)
+                return root / folder
+            except Exception as error:  # noqa: BLE001  whatever it was, the next source may do
+                failures.append(f"{source}: {' '.join(str(error).split())[:200] or type(error).__name__}")
+    finally:
+        socket.setdefaulttimeout(timeout)
+        shutil.rmtree(scratch, ignore_errors=True)
+    raise DataError(f"Imagenette could not be downloaded ({'; '.join(failures)}).\nBy hand, with a browser: unpack "
+                    f"{ARCHIVES}/{folder}.tgz in {root}, so that {root / folder / 'train'} is there.")
+
+
+def _from_archive(scratch: Path, folder: str) -> Path:
+    datasets.Imagenette(scratch, size=SIZES[folder], download=True)     # one archive holds both splits
+    list_split(scratch / folder, "val")
+    return scratch / folder
+
+
+def _from_hub(scratch: Path, folder: str) -> Path:
+    from huggingface_hub import HfApi, hf_hub_download
+
+    config = {"full": "full_size"}.get(SIZES[folder], SIZES[folder])
+    complete = scratch / folder
+    complete.mkdir()
+    for name in HfApi(endpoint=HUB).list_repo_files(**HUB_SET):
+        if name.startswith(f"{config}/") and name.endswith(".parquet"):
+            path = hf_hub_download(filename=name, local_dir=scratch / "hub", endpoint=HUB, **HUB_SET)
+            os.replace(path, complete / "-".join(Path(name).parts[1:]))     # 160px/train/0000: train-0000.parquet
+    match_classes(list_split(complete, "train"), list_split(complete, "validation"), complete)
+    return complete
