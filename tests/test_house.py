@@ -123,10 +123,9 @@ def test_a_module_is_one_idea(path):
 
 
 def test_what_is_imported_is_declared():
-    declared = {re.split(r"[<>=\[;]", line, maxsplit=1)[0].strip().strip('"').lower().replace("_", "-")
-                for line in re.findall(r'^\s*"[A-Za-z][\w.-]*(?:\[[^\]]*\])?[^"\n]*"', (ROOT / "pyproject.toml").read_text(), re.M)
-                for line in [line.strip().strip('"')]}
-    declared |= {name.lower() for name in re.findall(r'dependencies = \["([\w-]+)', (ROOT / "pyproject.toml").read_text())}
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    listed = text[text.index("\ndependencies = "):text.index("\n[tool.")]
+    declared = {name.lower() for name in re.findall(r'"([A-Za-z][\w-]*)[^"\n]*"', listed)}
     distributions, missing = packages_distributions(), {}
     for module, path in modules().items():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
