@@ -8,14 +8,17 @@ The two toy networks are for Toynette: one block per stage, a quarter of the wid
 output stride 16, so that a 96 px image leaves a 6 x 6 map where the full networks leave 7 x 7 of 224 px.
 """
 import difflib
+import hashlib
 from functools import partial
 from pathlib import Path
 
+import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
 
 from ..scnet import SCNet, scnet50, scnet50_v1d, scnet101, scnet101_v1d
+from ..weights import SOURCES, fetch_weights, read_weights
 
 _PLAIN = dict(block=Bottleneck, bottleneck_width=64)
 _TOY = dict(layers=(1, 1, 1, 1), widths=(16, 32, 64, 128), output_stride=16)
@@ -44,6 +47,31 @@ def create_model(name: str, num_classes: int = 1000, **kwargs) -> nn.Module:
     if name.startswith(("inception", "googlenet")):     # by default these two return their auxiliary heads as well
         kwargs = {"aux_logits": False, "init_weights": True} | kwargs
     return torchvision.models.get_model(name, num_classes=num_classes, **kwargs)
+
+
+def imagenet_state(name: str, version: str = "DEFAULT") -> dict[str, Tensor]:
+    """The state dict of a network trained on ImageNet: the authors' for ours, torchvision's of that version for its own.
+
+    From torch.hub's cache, else downloaded into it.  Files are read as data, and torchvision's are checked against the
+    hash in their name, those in the cache too.  ValueError if there are no such weights, or the file is not what its
+    name says; RuntimeError or OSError if it cannot be downloaded.
+    """
+    if name in OURS:
+        if name not in SOURCES:
+            raise ValueError(f"There are no ImageNet weights of {name}, only of {', '.join(SOURCES)} and of "
+                             "torchvision's networks.")
+        return read_weights(fetch_weights(name))
+    url = torchvision.models.get_model_weights(name)[version].url
+    path = Path(torch.hub.get_dir(), "checkpoints", url.rsplit("/", 1)[-1])
+    expected = path.stem.rsplit("-", 1)[-1]                         # torch.hub's convention: how the SHA-256 begins
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=expected)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if not digest.startswith(expected):
+        raise ValueError(f"{path} has the SHA-256 {digest[:8]}..., not {expected}...: delete it, and it is downloaded "
+                         "again.")
+    return read_weights(path)
 
 
 def trained(arch: str, seed: int = 0) -> Path:

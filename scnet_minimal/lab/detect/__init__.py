@@ -1,0 +1,1 @@
+"""Boxes, masks, keypoints and class maps: their data, their models, their metrics."""
