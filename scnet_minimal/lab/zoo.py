@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 import torchvision
-from torch import Tensor, nn
+from torch import nn
 from torchvision.models.resnet import Bottleneck
 
 from ..scnet import SCNet, scnet50, scnet50_v1d, scnet101, scnet101_v1d
-from ..weights import SOURCES, fetch_weights, read_weights
+from ..weights import SOURCES, fetch_weights
 
 _PLAIN = dict(block=Bottleneck, bottleneck_width=64)
 _TOY = dict(layers=(1, 1, 1, 1), widths=(16, 32, 64, 128), output_stride=16)
@@ -49,18 +49,19 @@ def create_model(name: str, num_classes: int = 1000, **kwargs) -> nn.Module:
     return torchvision.models.get_model(name, num_classes=num_classes, **kwargs)
 
 
-def imagenet_state(name: str, version: str = "DEFAULT") -> dict[str, Tensor]:
-    """The state dict of a network trained on ImageNet: the authors' for ours, torchvision's of that version for its own.
+def fetch_imagenet(name: str, version: str = "DEFAULT") -> Path:
+    """The file of a network's ImageNet weights: the authors' for ours, torchvision's of that version for its own.
 
-    From torch.hub's cache, else downloaded into it.  Files are read as data, and torchvision's are checked against the
-    hash in their name, those in the cache too.  ValueError if there are no such weights, or the file is not what its
-    name says; RuntimeError or OSError if it cannot be downloaded.
+    In torch.hub's cache, or else downloaded into it.  torchvision's files are checked against the hash in their name,
+    those in the cache too.  Read it with read_weights() or load_weights(), which run no code in it.
+
+    ValueError if there are no such weights or the hash is wrong, RuntimeError or OSError if the download fails.
     """
     if name in OURS:
         if name not in SOURCES:
             raise ValueError(f"There are no ImageNet weights of {name}, only of {', '.join(SOURCES)} and of "
                              "torchvision's networks.")
-        return read_weights(fetch_weights(name))
+        return fetch_weights(name)
     url = torchvision.models.get_model_weights(name)[version].url
     path = Path(torch.hub.get_dir(), "checkpoints", url.rsplit("/", 1)[-1])
     expected = path.stem.rsplit("-", 1)[-1]                         # torch.hub's convention: how the SHA-256 begins
@@ -71,7 +72,7 @@ def imagenet_state(name: str, version: str = "DEFAULT") -> dict[str, Tensor]:
     if not digest.startswith(expected):
         raise ValueError(f"{path} has the SHA-256 {digest[:8]}..., not {expected}...: delete it, and it is downloaded "
                          "again.")
-    return read_weights(path)
+    return path
 
 
 def trained(arch: str, seed: int = 0) -> Path:
