@@ -13,14 +13,12 @@ from .scnet import SCBottleneck, SCNet
 def fuse(model: nn.Module) -> nn.Module:
     """A copy for deployment with the same outputs: of a network, one block, or any model that contains them.
 
-    In eval mode a batch norm is a fixed scale and shift, which folds into the convolution before it.  The two 1x1
+    In eval mode a batch norm is a fixed scale and shift, which folds into the convolution before it; and the two 1x1
     convolutions of an SCBottleneck, which read the same map, become one.  The copy is not for training: its weights ask
-    for no gradient, and its state dict has other names.  Fuse first, then move it to channels_last, bfloat16, or
-    torch.compile.
+    for no gradient, and its state dict has other names.  Fuse first; then channels_last, bfloat16, torch.compile.
 
-    Norms fold in nn.Sequential, SCNet, and torchvision's ResNets and their blocks, which run their children in the order
-    of registration.  In any other class they stay, as do norms other than batch norm.
-
+    Norms fold in nn.Sequential, SCNet, SCBottleneck, and torchvision's ResNet with its two blocks, which run their
+    children in the order of registration.  In any other class they stay, and so do norms other than batch norm.
     Raises ValueError if a module is in training mode.
     """
     if any(module.training for module in model.modules()):

@@ -16,23 +16,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .mirror_names import official_names
+from .sources import SOURCES, official_names
 
-# An official name ends with the beginning of the file's SHA-256, as torch.hub has it; nobody has confirmed these three.
-# sha1: of the .pth in the mirror's archive (pytorchcv's).  drive: the id of the authors' copy on Google Drive.
-_AUTHORS = "https://backseason.oss-cn-beijing.aliyuncs.com/scnet/"
-_MIRROR = "https://github.com/osmr/imgclsmob/releases/download/v0.0.472/"
-SOURCES = {
-    "scnet50": dict(official=_AUTHORS + "scnet50-dc6a7e87.pth", mirror=_MIRROR + "scnet50-0608-61236331.pth.zip",
-                    sha1="61236331bf1b7439f32158f09ff877e5b90b0d03", drive="1rA266TftaUymbtPTVHCJYoxDwl6K4gLr"),
-    "scnet101": dict(official=_AUTHORS + "scnet101-44c5b751.pth", mirror=_MIRROR + "scnet101-0575-40cd4d4c.pth.zip",
-                     sha1="40cd4d4ca4407798b569e883eb248a5abfddeb75", drive="11-rW7l9vl-HGrOoCktEjRBPxMeKw334x"),
-    "scnet50_v1d": dict(official=_AUTHORS + "scnet50_v1d-4109d1e1.pth",
-                        mirror=_MIRROR + "scneta50-0468-eb3c25d6.pth.zip",
-                        sha1="eb3c25d6c9c8b6c0815a724d798b9b5a2b27ce34", drive="1EWZ4vELJVFNry6SRJEza5-T9nKuoZWgv"),
-}
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64)     # int64: the norms' counters
-TIMEOUT = 10                                                         # seconds of silence after which a server is given up
+TIMEOUT = 10                                                         # seconds of silence before a server is given up
 
 
 def fetch_weights(network: str) -> Path:
@@ -44,76 +30,64 @@ def fetch_weights(network: str) -> Path:
         raise ValueError(f"No weights were ever released for {network}, only for {', '.join(SOURCES)}.\n"
                          f'A file of your own loads with {network}(weights="PATH").')
     source, cache = SOURCES[network], Path(torch.hub.get_dir(), "checkpoints")
-    official, mirrored = cache / Path(source["official"]).name, cache / Path(source["mirror"]).stem
-    for path in (official, mirrored):
+    official, unzipped = cache / Path(source["official"]).name, cache / Path(source["mirror"]).stem
+    for path in (official, unzipped):
         if path.is_file():
             return path
 
-    failures = []
-    for download, url, path, digest in ((_download, source["official"], official, official.stem.split("-")[-1]),
-                                        (_download_and_unzip, source["mirror"], mirrored, source["sha1"])):
+    failures, before = [], socket.getdefaulttimeout()
+    for download, url, path, digest in (
+            (torch.hub.download_url_to_file, source["official"], official, official.stem.split("-")[-1]),
+            (_download_and_unzip, source["mirror"], unzipped, source["sha1"])):
         if failures:
             print(f"{failures[0]}; trying {url}", file=sys.stderr)
         try:
             cache.mkdir(parents=True, exist_ok=True)
-            download(url, path, digest)
+            socket.setdefaulttimeout(TIMEOUT)
+            download(url, str(path), digest)
             return path
         except Exception as error:                                   # whatever it was, the next address may work
             failures.append(f"{url} ({error})")
+        finally:
+            socket.setdefaulttimeout(before)
     raise RuntimeError(f"The weights of {network} could not be downloaded: {', '.join(failures)}.\n"
                        f"Get one of the two (unzip the .zip), or https://drive.google.com/file/d/{source['drive']}/view,\n"
                        f'with a browser, and load it with {network}(weights="PATH"), which checks no hash.')
 
 
-def _download(url: str, path: Path, sha256: str | None = None) -> None:
-    """torch.hub's download, which names the file once it is complete and its hash right; with a timeout."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(TIMEOUT)
-    try:
-        torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256)
-    finally:
-        socket.setdefaulttimeout(before)
-
-
-def _download_and_unzip(url: str, path: Path, sha1: str) -> None:
-    """To `path`, the member of the archive that has its name."""
-    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-        archive, unzipped = Path(scratch, "archive.zip"), Path(scratch, path.name)
-        _download(url, archive)
+def _download_and_unzip(url: str, path: str, sha1: str) -> None:
+    """To `path`, once it is complete and its hash right, the member of the archive that has its name."""
+    with tempfile.TemporaryDirectory(dir=Path(path).parent) as scratch:
+        archive, unzipped = Path(scratch, "archive.zip"), Path(scratch, "unzipped.pth")
+        torch.hub.download_url_to_file(url, str(archive))
         with zipfile.ZipFile(archive) as members:
-            content = members.read(path.name)
+            unzipped.write_bytes(content := members.read(Path(path).name))
         if (found := hashlib.sha1(content).hexdigest()) != sha1:
             raise RuntimeError(f'invalid hash value (expected "{sha1}", got "{found}")')
-        unzipped.write_bytes(content)
         unzipped.replace(path)
 
 
 def load_weights(model: nn.Module, path) -> nn.Module:
-    """Load a weights file into a network: all of it, but for the two ends that may differ (see scnet50).
+    """Load a weights file into a network.  Its head and first convolution adapt as told in scnet50; the rest must fit.
 
-    Raises FileNotFoundError, ImportError if safetensors is missing, ValueError if the file is no weights file, or one
-    of another network.
+    Raises FileNotFoundError, ImportError without the package safetensors, ValueError for any file that does not load.
     """
     found, own = read_weights(path), model.state_dict()
     state = _adapted(found, own)
     theirs, ours = ({name: tuple(t.shape) for name, t in s.items() if not name.endswith("num_batches_tracked")}
                     for s in (state, own))                           # old files and frozen norms have no such counters
-    wrong = [name for name in ours | theirs if theirs.get(name) != ours.get(name)]
-    if wrong and all(name.startswith("fc.") for name in wrong):
-        raise ValueError(f"{path} has {_classes(found)} classes, and the network {_classes(own)}.\n"
-                         f"Build it with num_classes={_classes(found)}, or with 0 to leave the classifier out.")
+    wrong = [f"{name} is {theirs.get(name, 'absent')}, not {ours.get(name, 'absent')}"
+             for name in ours | theirs if theirs.get(name) != ours.get(name)]
     if wrong:
-        lines = [f"{name} is {theirs.get(name, 'absent')}, not {ours.get(name, 'absent')}" for name in wrong]
-        lines = lines if len(lines) < 4 else [*lines[:2], "...", lines[-1]]
-        raise ValueError(f"{path} does not fit this network: it looks like {_description(found)}.\n"
-                         f"Differences: {len(wrong)}; {'; '.join(lines)}.")
+        raise ValueError(f"{path} looks like {_description(found)}; it does not fit this network with {_classes(own)} "
+                         f"classes.\nDifferences: {len(wrong)}; {'; '.join(wrong[:3])}{'; ...' * (len(wrong) > 3)}.")
     model.load_state_dict(state, strict=False)
     return model
 
 
 def _adapted(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A file's tensors, with the head and the first convolution for a network whose state dict is `own`."""
-    if _classes(state) != _classes(own) and (_classes(state) == 1000 or _classes(own) == 0):
+    """A file's tensors, with the head and the first convolution that a network with the state dict `own` needs."""
+    if _classes(own) not in (1000, _classes(state)) and (_classes(state) == 1000 or _classes(own) == 0):
         state = {name: t for name, t in state.items() if not name.startswith("fc.")}
         state |= {name: t for name, t in own.items() if name.startswith("fc.")}
     first = "conv1.weight" if "conv1.weight" in own else "conv1.0.weight"
@@ -129,10 +103,9 @@ def _classes(state: dict[str, Tensor]) -> int:
 
 
 def _description(state: dict[str, Tensor]) -> str:
-    if "layer1.0.k1.0.weight" not in state:
-        return f"a torchvision ResNet with {_classes(state)} classes" if "layer1.0.conv2.weight" in state else "no SCNet"
     depth = 101 if "layer3.22.k1.0.weight" in state else 50 if "layer3.5.k1.0.weight" in state else "?"
-    return f"scnet{depth}{'_v1d' if 'conv1.0.weight' in state else ''} with {_classes(state)} classes"
+    scnet = f"scnet{depth}{'_v1d' if 'conv1.0.weight' in state else ''}" if "layer1.0.k1.0.weight" in state else None
+    return f"{scnet or ('a ResNet' if 'layer1.0.conv2.weight' in state else 'no SCNet')} with {_classes(state)} classes"
 
 
 def read_weights(path) -> dict[str, Tensor]:
@@ -154,10 +127,12 @@ def read_weights(path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not state or not all(isinstance(t, Tensor) for t in state.values()):
         keys = ", ".join(map(str, state)) if isinstance(state, dict) else ""
         raise ValueError(f"{path} holds no state dict, but a {type(state).__name__} of {keys[:100] or 'no names'}.")
+    state = official_names({str(name).removeprefix("module."): tensor for name, tensor in state.items()})
     for name, t in state.items():
-        if t.layout != torch.strided or t.is_meta or t.dtype not in _DTYPES:
-            raise ValueError(f"{path} holds {name} as {t.dtype}, {t.layout}: save it as dense float16 to float64.")
-    return official_names({str(name).removeprefix("module."): tensor for name, tensor in state.items()})
+        plain = t.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+        if t.layout != torch.strided or t.is_meta or not plain and not name.endswith("num_batches_tracked"):
+            raise ValueError(f"{path} holds {name} as {t.dtype}, {t.layout}: save dense tensors of 16 to 64 bits.")
+    return state
 
 
 def _why_unreadable(path: Path, error: Exception) -> str:

@@ -5,7 +5,7 @@ import torch
 
 import scnet_minimal
 from scnet_minimal import SCConv, SCNet
-from scnet_minimal.mirror_names import official_names
+from scnet_minimal.sources import official_names
 
 OFFICIAL = golden.load("official_scnet")
 MORE = golden.load("official_scnet_more")["cases"]

@@ -7,9 +7,11 @@ import os
 import pickle
 import re
 import socket
+import sys
 import threading
 import time
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import golden
@@ -22,6 +24,7 @@ from scnet_minimal import SCNet, scnet50, scnet50_v1d, scnet101_v1d, weights
 
 ROOT = Path(__file__).parent.parent
 V1D = dict(stem_width=4, avg_down=True, avd=True)
+THIN = dict(widths=(4, 8, 16, 32))                                   # a full-depth network in a blink
 
 
 def tiny(num_classes: int = 1000, **kwargs) -> SCNet:
@@ -194,7 +197,7 @@ def test_when_all_fail_one_error_says_what_to_type_and_nothing_is_left(site, mon
     monkeypatch.setitem(weights.SOURCES, "scnet50", site.entry)
     start = time.monotonic()
     with pytest.raises(RuntimeError) as error:
-        scnet50(pretrained=True)
+        scnet50(pretrained=True, **THIN)
     message, digest = str(error.value), hashlib.sha256(b"wrong").hexdigest()
     assert time.monotonic() - start < 5 and message.count("\n") == 2
     for part in (site.entry["official"], site.entry["mirror"], 'scnet50(weights="PATH")', "timed out",
@@ -248,9 +251,9 @@ def test_limit_on_silence_ends_with_the_download(site):
 
 def test_network_without_weights_says_so_and_takes_a_file(site, tmp_path):
     with pytest.raises(ValueError, match="No weights were ever released for scnet101_v1d, only for scnet50, scnet101"):
-        scnet101_v1d(pretrained=True)
+        scnet101_v1d(pretrained=True, **THIN)
     with pytest.raises(FileNotFoundError, match="There is no file"):
-        scnet101_v1d(pretrained=True, weights=tmp_path / "absent.pth")
+        scnet101_v1d(pretrained=True, weights=tmp_path / "absent.pth", **THIN)
     assert site.asked == []
 
 
@@ -360,32 +363,34 @@ def test_frozen_batch_norm_takes_the_weights(thousand):
 
 
 def test_scnet50_takes_a_file_without_pretrained_and_predicts_as_its_source(tmp_path):
-    path, source = tmp_path / "scnet50.pth", scnet50().eval()
+    path, source = tmp_path / "scnet50.pth", scnet50(**THIN).eval()
     torch.save(source.state_dict(), path)
-    model, ten = scnet50(weights=path).eval(), scnet50(weights=path, num_classes=10, in_chans=1, output_stride=8)
+    model = scnet50(weights=path, **THIN).eval()
+    ten = scnet50(weights=path, num_classes=10, in_chans=1, output_stride=8, **THIN)
     x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         assert torch.equal(model(x), source(x))
     assert torch.equal(ten.layer4[2].scconv.k4[0].weight, source.layer4[2].scconv.k4[0].weight)
-    with pytest.raises(ValueError, match="looks like scnet50 with 1000 classes"):
-        scnet50_v1d(pretrained=True, weights=path)
-    path.unlink()
+    with pytest.raises(ValueError, match="scnet50 with 1000 classes"):
+        scnet50_v1d(pretrained=True, weights=path, **THIN)
 
 
-def test_mirrors_file_gives_pytorchcvs_network(site, monkeypatch):
-    zoo = pytest.importorskip("pytorchcv.model_provider", reason="pip install pytorchcv: the peer of this test")
-    peer = golden.fill(zoo.get_model("scnet50"))
-    content, archive = packed(peer.state_dict()), io.BytesIO()
-    with zipfile.ZipFile(archive, "w") as members:
-        members.writestr("tiny-mirror.pth", content)
-    site.pages = {site.mirror: archive.getvalue()}
-    site.entry["sha1"] = hashlib.sha1(content).hexdigest()
-    path = weights.fetch_weights("tiny")
-    model = weights.load_weights(scnet50().double(), path).eval()
-    path.unlink()
-    x = golden.picture(1, 3, 97, 97)
-    with torch.inference_mode():
-        assert golden.close(model(x), peer(x))
+def test_safetensors_files_load(tmp_path):
+    files = pytest.importorskip("safetensors.torch", reason="pip install safetensors")
+    path, state = tmp_path / "a.safetensors", tiny().state_dict()
+    files.save_file(state, path)
+    assert same(weights.load_weights(tiny(), path), state)
+    files.save_file({f"module.{name}": t for name, t in mirrored(state).items()}, path)
+    assert same(weights.load_weights(tiny(), str(path)), state)
+    path.write_bytes(path.read_bytes()[:500])
+    assert "cut off" in refusal(path)
+
+
+def test_safetensors_files_ask_for_the_package_where_it_is_missing(tmp_path, monkeypatch):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(b"\0")
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    assert "pip install safetensors" in refusal(path, error=ImportError)
 
 
 # --- files that do not ----------------------------------------------------------------------------------------------
@@ -397,23 +402,49 @@ def refusal(path, model: SCNet | None = None, error=ValueError) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("build, options, parts", [
-    (lambda: tiny(10), {}, ["scnet? with 10 classes", "Differences: 2; fc.weight is (10, 16), not (1000, 16); fc"]),
-    (lambda: tiny(**V1D), {}, ["scnet?_v1d with 1000 classes", "54; conv1.weight is absent, not (4, 3, 7, 7)"]),
-    (lambda: tiny(block=torchvision.models.resnet.Bottleneck), {}, ["torchvision ResNet with 1000 classes", "; ...; "]),
-    (lambda: tiny(in_chans=4), {"in_chans": 5}, ["Differences: 1; conv1.weight is (4, 4, 7, 7), not (4, 5, 7, 7)."]),
-    (lambda: torch.nn.Linear(2, 2), {}, ["no SCNet", "weight is absent, not (4,); ...; bias is (2,), not"]),
-    (lambda: SCNet((1, 1, 6, 1), widths=(4, 4, 4, 4)), {}, ["scnet50 with", "3.1.bn1_a.weight is (2,), not absent"]),
-    (lambda: SCNet((1, 1, 23, 1), widths=(4, 4, 4, 4), **V1D), {}, ["scnet101_v1d with"]),
+@pytest.mark.parametrize("build, options, facts", [
+    (lambda: tiny(**V1D), {}, ["scnet?_v1d", "1000", "conv1.weight", "(4, 3, 7, 7)"]),
+    (lambda: tiny(block=torchvision.models.resnet.Bottleneck), {}, ["ResNet", "layer1.0.conv1_a.weight"]),
+    (lambda: tiny(in_chans=4), {"in_chans": 5}, ["conv1.weight", "(4, 4, 7, 7)", "(4, 5, 7, 7)"]),
+    (lambda: torch.nn.Linear(2, 2), {}, ["no SCNet", "(4, 3, 7, 7)"]),
+    (lambda: SCNet((1, 1, 6, 1), widths=(4, 4, 4, 4)), {}, ["scnet50", "layer3.1.conv1_a.weight"]),
+    (lambda: SCNet((1, 1, 23, 1), widths=(4, 4, 4, 4), **V1D), {}, ["scnet101_v1d"]),
 ])
-def test_file_of_another_network_says_what_differs_and_what_it_looks_like(tmp_path, build, options, parts):
+def test_file_of_another_network_says_what_differs_and_what_it_looks_like(tmp_path, build, options, facts):
     path = tmp_path / "other.pth"
     path.write_bytes(packed(build().state_dict()))
     model = tiny(**options)
     before = {name: t.clone() for name, t in model.state_dict().items()}
     message = refusal(path, model)
-    assert all(part in message for part in parts)
+    assert all(fact in message for fact in facts)
     assert message.count("\n") == 1 and same(model, before)
+
+
+@pytest.mark.parametrize("theirs, ours", [(12, 10), (10, 1000), (10, 12), (0, 10)])
+def test_a_head_of_other_than_imagenets_1000_classes_is_never_replaced(tmp_path, theirs, ours):
+    path, model = tmp_path / "head.pth", tiny(ours)
+    path.write_bytes(packed(tiny(theirs).state_dict()))
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    message = refusal(path, model)
+    assert f" {theirs} classes" in message and f" {ours} classes" in message and same(model, before)
+
+
+def test_a_file_of_a_v1d_network_does_not_fit_a_network_without_its_names(tmp_path):
+    path = tmp_path / "v1d.pth"
+    path.write_bytes(packed(tiny(**V1D).state_dict()))
+    with pytest.raises(ValueError, match="conv1.0.weight|weight is absent"):
+        weights.load_weights(torch.nn.Linear(2, 2), path)
+
+
+@pytest.mark.parametrize("spoil", [
+    torch.Tensor.to_sparse, lambda t: t.to(torch.float8_e4m3fn), lambda t: t.to("meta"), lambda t: t.long(),
+    lambda t: t.to(torch.complex64), lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8)],
+    ids=["sparse", "float8", "meta", "int64", "complex", "quantized"])
+@pytest.mark.filterwarnings("ignore")
+def test_tensors_that_are_not_plain_numbers_are_named(tmp_path, spoil):
+    path, state = tmp_path / "odd.pth", tiny().state_dict()
+    path.write_bytes(packed(state | {"layer2.0.conv3.weight": spoil(state["layer2.0.conv3.weight"])}))
+    assert "layer2.0.conv3.weight" in refusal(path)
 
 
 class Hostile:
@@ -479,7 +510,7 @@ def test_torch_hub_finds_the_four_networks(monkeypatch):
     builders = ["scnet101", "scnet101_v1d", "scnet50", "scnet50_v1d"]
     assert sorted(torch.hub.list("owner/repo", trust_repo=True)) == builders
     assert torch.hub.help("owner/repo", "scnet50", trust_repo=True) == scnet50.__doc__
-    model = torch.hub.load(str(ROOT), "scnet50_v1d", source="local", num_classes=10)
+    model = torch.hub.load(str(ROOT), "scnet50_v1d", source="local", num_classes=10, **THIN)
     assert type(model).__name__ == "SCNet" and model.fc.out_features == 10
 
 
@@ -487,7 +518,7 @@ def test_torch_hub_finds_the_four_networks(monkeypatch):
 def test_every_builder_loads_files(network, monkeypatch):
     monkeypatch.setattr(weights, "fetch_weights", lambda name: f"fetched for {name}")
     monkeypatch.setattr(weights, "load_weights", lambda model, path: path)
-    build = getattr(scnet_minimal, network)
+    build = partial(getattr(scnet_minimal, network), **THIN)
     assert build(pretrained=True) == f"fetched for {network}"
     assert build(pretrained=True, weights="mine") == build(weights="mine") == "mine"
     assert isinstance(build(), SCNet)

@@ -68,7 +68,7 @@ class CocoFolder(Dataset):
         self.rows = [row for row, id in enumerate(self.images.ids) if split != "train" or self._objects(id)]
 
     def _objects(self, image_id: int) -> list[dict]:
-        """The objects to learn from: no crowds, at least 1 px wide and high; for keypoints, people with at least one."""
+        """The objects to learn from: no crowds, none under 1 px wide or high, and for keypoints none without one."""
         return [o for o in self.coco.imgToAnns[image_id]
                 if not o.get("iscrowd") and min(o["bbox"][2:]) >= 1 and o.get("num_keypoints", 1)]
 

@@ -130,7 +130,7 @@ def _as_lists(batch: list[tuple[Tensor, dict]]) -> tuple[list[Tensor], list[dict
 
 def load_scenes(source: str | Path, task: str, *, size: int = 128, images: tuple[int, int] = (400, 100),
                 batch_size: int = 8, device: str | torch.device | None = None, seed: int = 0, workers: int = 0,
-                shard: tuple[int, int] = (0, 1)) -> Scenes:
+                shard: tuple[int, int] = (0, 1), only_val: bool = False) -> Scenes:
     """Toynette scenes, or a folder in COCO's layout, for one of build_detector's tasks.
 
     source      "toynette", or a folder that holds annotations/instances_train*.json (for keypoints
@@ -140,17 +140,20 @@ def load_scenes(source: str | Path, task: str, *, size: int = 128, images: tuple
     batch_size  images per step, over all processes together
     workers     processes that read images; for drawn scenes, threads that draw them
     shard       (rank, world): which of how many processes this is
+    only_val    nothing will be trained: the validation split stands in for the training split
 
     UserError if files are missing or malformed.
     """
     device = resolve_device(device)
     if source == "toynette":
-        train, val = (DrawnScenes(split, n, size, max(workers, 1)) for split, n in zip(FIRST_SEED, images))
+        val = DrawnScenes("val", images[1], size, max(workers, 1))
+        train = val if only_val else DrawnScenes("train", images[0], size, max(workers, 1))
         names, points, order, workers = list(toynette.CLASSES), list(toynette.KEYPOINTS), (), 0
         ids = list(range(1, len(names) + 1))
     else:
         need_pycocotools()
-        train, val = CocoFolder(source, "train", task), CocoFolder(source, "val", task)
+        val = CocoFolder(source, "val", task)
+        train = val if only_val else CocoFolder(source, "train", task)
         names, points, ids = val.names, val.points, val.ids
         order = COCO_MIRROR if len(points) == len(COCO_MIRROR) else ()
         if train.names != names:
@@ -161,7 +164,8 @@ def load_scenes(source: str | Path, task: str, *, size: int = 128, images: tuple
         sampler = EpochSampler(len(scenes), batch_size, seed=seed, shard=shard, drop_last=True)
         return SceneBatches(scenes, sampler, device, order, workers)
 
-    return Scenes(str(source), names, points if "keypoint" in task else [], batches(train, seed), batches(val, None), ids)
+    return Scenes(str(source), names, points if "keypoint" in task else [], batches(train, seed), batches(val, None),
+                  ids)
 
 
 # --- Toynette scenes ------------------------------------------------------------------------------------------------

@@ -140,9 +140,8 @@ class Trainer:
                 self._stop_together()
 
     def _train_step(self, batch: Any) -> None:
-        lr = self.lr(self.epoch + (self.step + 0.5) / len(self.batches))
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = self._lr_at(self.step)
         with self.precision:
             loss, n, more = self.task.loss(self.parallel, batch)
         self.optimizer.zero_grad(set_to_none=True)
@@ -152,16 +151,19 @@ class Trainer:
         for name, value in {"images": n, "loss": loss.detach() * n, **more}.items():
             self.sums[name] = self.sums.get(name, 0) + value        # stays on the device: no wait at each step
 
+    def _lr_at(self, step: int) -> float:
+        return self.lr(self.epoch + (step + 0.5) / len(self.batches))
+
     def _check_loss(self) -> None:
         """Stop if the loss has become NaN or infinite; once it has, its sum stays so."""
         if not math.isfinite(float(self.sums.get("loss", 0))):
-            raise NotFiniteError(f"The loss is not finite at step {self.step} of epoch {self.epoch + 1}, {self._why()}")
+            raise NotFiniteError(f"The loss is not finite at step {self.step} of epoch {self.epoch + 1}; "
+                                 f"{self._advice()}")
 
-    def _why(self) -> str:
-        lr = self.optimizer.param_groups[0]["lr"]
-        if all(p.isfinite().all() for p in self.model.parameters()):
-            return f"but the weights still are: look at the data, or try a learning rate smaller than {lr:.3g}."
-        return f"and neither are the weights: the learning rate, {lr:.3g} there, is too large. Try a smaller --lr."
+    def _advice(self) -> str:
+        if (self.epoch, self.step) == (0, 1):
+            return "the weights had not changed yet: look at the data."
+        return f"the learning rate was {self._lr_at(self.step - 1):.3g}: try a smaller --lr."
 
     def _stop_together(self) -> None:
         """If any process was interrupted, all stop here, after the same step."""
@@ -191,12 +193,12 @@ class Trainer:
         broadcast_buffers(self.model)
         sums = self._total_sums()
         start, training = time.perf_counter(), self.sums["seconds"]
-        row = {"epoch": self.epoch, "lr": self.optimizer.param_groups[0]["lr"]}
+        row = {"epoch": self.epoch, "lr": self._lr_at(len(self.batches) - 1)}
         row |= {f"train_{name}": value / sums["images"] for name, value in sums.items() if name != "images"}
         row |= {f"val_{name}": value for name, value in self.task.evaluate(self.model).items()}
         row |= {"seconds": training + time.perf_counter() - start, "images_per_second": sums["images"] / training}
         if bad := [name for name in row if name.endswith("loss") and not math.isfinite(row[name])]:
-            raise NotFiniteError(f"{bad[0]} is {row[bad[0]]} after epoch {self.epoch + 1}, {self._why()}")
+            raise NotFiniteError(f"{bad[0]} is {row[bad[0]]} after epoch {self.epoch + 1}; {self._advice()}")
         return row
 
     def _close_epoch(self, row: dict) -> None:

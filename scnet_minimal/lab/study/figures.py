@@ -1,4 +1,4 @@
-"""One look for all pictures of the course: colours with a fixed meaning, alt text, and the block's diagram."""
+"""One look for all figures of the course: colours with a fixed meaning, a style, alt text, and the block's diagram."""
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
@@ -9,9 +9,14 @@ from torch import Tensor
 # Okabe and Ito's colours, told apart by colour-blind eyes; each stands for the same thing in every notebook.
 SC, PLAIN, DILATED, GHOST, OTHER, INK = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8C8C8C", "#222222"
 
-plt.rcParams.update({
+STYLE = {
     "figure.dpi": 110, "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": INK,
-    "axes.titlesize": 10.5, "axes.titlelocation": "left", "image.cmap": "gray", "legend.frameon": False})
+    "axes.titlesize": 10.5, "axes.titlelocation": "left", "image.cmap": "gray", "legend.frameon": False}
+
+
+def use_style() -> None:
+    """The course's matplotlib settings from now on: a notebook calls this once, below its imports."""
+    plt.rcParams.update(STYLE)
 
 
 def show(fig: Figure, alt: str) -> None:
@@ -25,7 +30,7 @@ def show(fig: Figure, alt: str) -> None:
 def bars(ax, found: dict[str, list[float]], colours: dict[str, str], *, marks: dict[str, float]) -> None:
     """Horizontal bars of mean accuracy (0 to 1, drawn in %) with a dot for every seed; names from top to bottom.
 
-    marks: accuracies that stand for something, each a dotted line with its name above.
+    marks: accuracies to compare with, each a dotted line with its name above.
     """
     for row, (name, values) in enumerate(found.items()):
         mean = 100 * sum(values) / len(values)
@@ -43,7 +48,7 @@ def bars(ax, found: dict[str, list[float]], colours: dict[str, str], *, marks: d
 def maps_by_hand(picture: Tensor, r: int = 4) -> dict[str, Tensor]:
     """The block's maps for one grey picture (H, W) in 0..1, with kernels set by hand so that each step can be seen.
 
-    k2 averages and stretches the contrast, k3 keeps edges, k4 and k1 smooth a little.  Nothing here is trained.
+    k2 averages and stretches the contrast, k3 keeps edges, k4 and k1 smooth slightly.  Nothing here is trained.
     """
     x1 = x2 = picture[None, None]
     box, laplace = torch.full((1, 1, 3, 3), 1 / 9), torch.tensor([[[[-1., -1, -1], [-1, 8, -1], [-1, -1, -1]]]])
@@ -114,7 +119,7 @@ def block_diagram(maps: dict[str, Tensor], r: int = 4) -> Figure:
     arrow((79.5, rail), (79.5, mid_top - 1.6), "", SC)
     ax.plot(16 + half, rail, "o", ms=4, color=SC)
     ax.text(50, rail + 0.5, "x₁ as it is", fontsize=9, color=SC, ha="center")
-    # the middle lane: what the gate is laid upon
+    # the middle lane: what the gate multiplies
     arrow((26, mid_mid), (40, mid_mid), "K₃  3×3", SC)
     tile("k3", 40, middle, "K₃(x₁)", SC)
     arrow((50, mid_mid), (55.2, mid_mid), "", SC)
