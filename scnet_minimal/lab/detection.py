@@ -19,9 +19,8 @@ from .detect.metrics import evaluate_detector
 from .detect.models import TASKS, build_detector, load_detector
 from .detect.scenes import Scenes, load_scenes
 from .errors import UserError, user_errors
+from .train import command
 from .train.checkpoint import Keeper, check_classes, write_torch
-from .train.command import (add_common_flags, check_at_least, new_parser, print_epoch, print_first, print_start,
-                            seed_everything, settle, start, train_until_done)
 from .train.loop import Task, Trainer, one_cycle
 from .train.processes import Place, first_on_machine, from_first, is_first, run_command
 from .zoo import trained
@@ -40,8 +39,8 @@ three worked examples:
   {COMMAND} toynette --task mask --output runs/mask
       A rehearsal on drawn scenes, minutes on a laptop: Mask R-CNN on the small scnet_toy, which starts from the weights
       in data/trained. runs/mask then holds best.pt, last.pt, history.csv, curve.png, args.json and predictions.png,
-      with targets in the upper row and predictions in the lower. Stop it with Ctrl-C, resume it with --resume runs/mask.
-      Its plain twin, trained alike:  -a resnet_toy
+      targets in the upper row, predictions in the lower. Stop it with Ctrl-C, resume it with --resume runs/mask. Its
+      plain twin, trained alike:  -a resnet_toy
 
   {COMMAND} /data/coco --task keypoint -a scnet50 --pretrained -b 2 --lr 0.0025
       Keypoint R-CNN on a folder in COCO's layout (train2017/, val2017/, annotations/), from the official ImageNet
@@ -58,7 +57,7 @@ Average precision is pycocotools' (pip install pycocotools). -1 means that no ob
 
 
 def parser() -> argparse.ArgumentParser:
-    p = new_parser(COMMAND, __doc__.split("\n")[0], EXAMPLES)
+    p = command.new_parser(COMMAND, __doc__.split("\n")[0], EXAMPLES)
     p.add_argument("data", metavar="DIR", nargs="?", help="a folder in COCO's layout, or toynette (default)")
     p.add_argument("--task", choices=TASKS, help="box (default): Faster R-CNN; mask: Mask R-CNN; keypoint: Keypoint "
                    "R-CNN; mask+keypoint: both heads; segment: a class for every pixel")
@@ -77,20 +76,21 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--pictures", type=int, nargs=2, metavar="N", help="scenes to draw for training and validation "
                    "(toynette; default: 200 50)")
     p.add_argument("--export", metavar="FILE", help="at the end, write the last weights to FILE, in half precision")
-    add_common_flags(p, output="runs/TASK-ARCH-DATA", epochs="12; 30 for segment; 20 on toynette",
-                     batch_size="16; 32 for segment; 8 on toynette", lr="0.02, for 16 images per step; 0.002 on toynette")
+    command.add_common_flags(p, output="runs/TASK-ARCH-DATA", epochs="12; 30 for segment; 20 on toynette",
+                             batch_size="16; 32 for segment; 8 on toynette",
+                             lr="0.02, for 16 images per step; 0.002 on toynette")
     return p
 
 
 def main(argv: list[str] | None = None) -> int:
-    return start(parser(), work, argv)
+    return command.start(parser(), work, argv)
 
 
 def work(args: argparse.Namespace, device: torch.device, place: Place) -> int:
     """One process of the command."""
     if args.evaluate:
         return _evaluate(args, device, place)
-    run = from_first(lambda: settle(args, _complete, _default_output))
+    run = from_first(lambda: command.settle(args, _complete, _default_output))
     settings, task = run.settings, run.settings["task"]
     data = _load(settings, device, place, args.workers)
     if run.state:
@@ -100,7 +100,7 @@ def work(args: argparse.Namespace, device: torch.device, place: Place) -> int:
     weights = {} if run.state else {name: settings[name] for name in ("weights", "pretrained")}
 
     def make() -> nn.Module:
-        seed_everything(settings)
+        command.seed_everything(settings)
         return build_detector(**build, **weights)
 
     model = first_on_machine(make, place).to(device)
@@ -108,10 +108,10 @@ def work(args: argparse.Namespace, device: torch.device, place: Place) -> int:
     keeper = Keeper(settings["output"], {"task": task, "arch": settings["arch"], "classes": data.classes,
                                          "build": build, "arguments": settings}, _score(task))
     from_first(keeper.open)
-    print_start(data, f"{task} on {settings['arch']}", run, place.total_batch(settings["batch_size"]), place, device)
+    command.print_start(data, f"{task} on {settings['arch']}", run, place.total_batch(settings["batch_size"]), place, device)
 
     def report(row: dict, best: bool) -> None:
-        print_epoch(row, settings["epochs"], best, _results(row))
+        command.print_epoch(row, settings["epochs"], best, _results(row))
         save_predictions(model, data, task, keeper.folder / "predictions.png")
 
     trainer = Trainer(model, data.train, detection_task(data, task, settings["amp"]), *_recipe(settings, model),
@@ -119,7 +119,7 @@ def work(args: argparse.Namespace, device: torch.device, place: Place) -> int:
                       print_freq=args.print_freq, quiet=None)
     if run.state:
         trainer.resume(run.state)
-    history = train_until_done(trainer.run, keeper, args, _MODULE)
+    history = command.train_until_done(trainer.run, keeper, args, _MODULE)
     if history is None:
         return 130
     if args.export and is_first():
@@ -159,9 +159,9 @@ def _complete(given: dict, state: dict | None) -> dict:
                 raise UserError(f"The checkpoint's {name} is {build[name]}, not {given[name]}: resume it with that, "
                                 "or start a new run in another folder.")
     usual = _TOYNETTE if given["data"] == "toynette" else _SEGMENT if given["task"] == "segment" else _FOLDER
-    usual = {"weights": None, "pretrained": False, "head": "fcn", "pictures": (0, 0), "amp": None, "frozen": None} | usual
+    usual = dict(weights=None, pretrained=False, head="fcn", pictures=(0, 0), amp=None, frozen=None) | usual
     settings = {name: given.get(name, usual.get(name)) for name in ("data", "task", *usual)}
-    check_at_least(settings, epochs=1, batch_size=1, size=32, channels=8, lr=0)
+    command.check_at_least(settings, epochs=1, batch_size=1, size=32, channels=8, lr=0)
     if settings["data"] == "toynette" and min(settings["pictures"]) < 1:
         raise UserError(f"--pictures must be at least 1 1, not {' '.join(map(str, settings['pictures']))}.")
     if settings["task"] != "segment" or settings["data"] != "toynette":
@@ -217,7 +217,7 @@ def _export(model: nn.Module, about: dict, row: dict, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     kept = {name: about[name] for name in ("task", "arch", "classes", "build")}
     write_torch(path, kept | {"row": row, "state_dict": half})
-    print_first(f"exported -> {path}")
+    command.print_first(f"exported -> {path}")
 
 
 def _evaluate(args: argparse.Namespace, device: torch.device, place: Place) -> int:
@@ -233,12 +233,12 @@ def _evaluate(args: argparse.Namespace, device: torch.device, place: Place) -> i
     settings = {"data": "toynette", "batch_size": 8, "pictures": _TOYNETTE["pictures"]} | content.get("arguments", {})
     settings |= {name: value for name in settings if (value := getattr(args, name, None)) is not None}
     settings |= {"task": content["task"], "size": content["build"]["size"], "seed": 0}
-    check_at_least(settings, batch_size=1)
+    command.check_at_least(settings, batch_size=1)
     data = _load(settings, device, place, args.workers, only_val=True)
     check_classes(content, data.classes, args.resume)
     results = evaluate_detector(model.to(device), data, content["task"], bool(args.amp))
-    print_first(f"{content['task']} on {content['arch']}, {len(data.val.scenes):,} images of {data.name}:")
-    print_first("\n".join(f"  {name:20} {value:.3f}" for name, value in results.items()))
+    command.print_first(f"{content['task']} on {content['arch']}, {len(data.val.scenes):,} images of {data.name}:")
+    command.print_first("\n".join(f"  {name:20} {value:.3f}" for name, value in results.items()))
     return 0
 
 
