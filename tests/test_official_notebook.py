@@ -5,7 +5,7 @@ import nbformat
 import torch
 
 from scnet_minimal import scnet50_v1d
-from scnet_minimal.lab.walkthrough import run
+from scnet_minimal.lab.walkthrough import run_notebook
 from scnet_minimal.scnet import SOURCES
 
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "06_official_weights.ipynb"
@@ -28,7 +28,7 @@ def test_with_weights_in_the_official_format_notebook_06_has_the_same_outputs(tm
     torch.save(model.state_dict(), cache / Path(SOURCES["scnet50_v1d"]["official"]).name,
                _use_new_zipfile_serialization=False)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    walk = run(NOTEBOOK)
+    walk = run_notebook(NOTEBOOK)
     assert walk.stopped == ""
     said = "".join(out.get("text", "") for cell in walk.notebook.cells for out in cell.get("outputs", []))
     assert "The official weights of scnet50_v1d." in said and "scnet_toy" not in said

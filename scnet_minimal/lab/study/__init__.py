@@ -1,1 +1,1 @@
-"""Measuring and looking inside: costs and fields, Grad-CAM and gates, the two-dots game, figures, the block elsewhere."""
+"""Measuring and looking inside: costs and fields, gates, the two-dots game, timing, figures, the block elsewhere."""
