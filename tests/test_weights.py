@@ -250,9 +250,9 @@ def test_limit_on_silence_ends_with_the_download(site):
 
 
 def test_network_without_weights_says_so_and_takes_a_file(site, tmp_path):
-    with pytest.raises(ValueError, match="No weights were ever released for scnet101_v1d, only for scnet50, scnet101"):
+    with pytest.raises(ValueError, match="scnet101_v1d.*scnet50, scnet101, scnet50_v1d"):
         scnet101_v1d(pretrained=True, **THIN)
-    with pytest.raises(FileNotFoundError, match="There is no file"):
+    with pytest.raises(FileNotFoundError, match="absent.pth"):
         scnet101_v1d(pretrained=True, weights=tmp_path / "absent.pth", **THIN)
     assert site.asked == []
 
@@ -476,31 +476,34 @@ def test_whole_saved_model_asks_for_the_state_dict(tmp_path):
     path = tmp_path / "model.pth"
     path.write_bytes(packed(torch.nn.Linear(2, 2)))
     message = refusal(path)
-    assert "it holds torch.nn.modules.linear.Linear; ask for a plain state dict" in message
+    assert "torch.nn.modules.linear.Linear" in message and "\n" not in message
 
 
-@pytest.mark.parametrize("content, sentence", [
-    (b"", "is empty"), (b"<!doctype html><title>Sign in</title>", "is a web page"), (b"\n <HTML>", "is a web page"),
-    (b"hello world", "is cut off, damaged, or no weights file"), (bytes(range(256)), "is cut off, damaged"),
-    (packed(tiny().state_dict())[:3000], "is cut off"), (packed(tiny().state_dict())[:10], "is cut off"),
-    (packed(tiny().state_dict(), _use_new_zipfile_serialization=False)[:-40], "is cut off"),
-    (packed(tiny().state_dict(), _use_new_zipfile_serialization=False)[:20], "is cut off"),
-    (packed(torch.ones(3)), "holds no state dict, but a Tensor"), (packed([1, 2]), "holds no state dict, but a list"),
-    (packed({}), "holds no state dict"), (packed({"epoch": 3, "net": {}}), "but a dict of epoch, net"),
+@pytest.mark.parametrize("content, fact", [
+    (b"", "empty"), (b"<!doctype html><title>Sign in</title>", "web page"), (b"\n <HTML>", "web page"),
+    (b"hello world", "damaged"), (bytes(range(256)), "damaged"),
+    (packed(tiny().state_dict())[:3000], "cut off"), (packed(tiny().state_dict())[:10], "cut off"),
+    (packed(tiny().state_dict(), _use_new_zipfile_serialization=False)[:-40], "cut off"),
+    (packed(tiny().state_dict(), _use_new_zipfile_serialization=False)[:20], "cut off"),
+    (packed(torch.ones(3)), "Tensor"), (packed([1, 2]), "list"), (packed({}), "dict"),
+    (packed({"epoch": 3, "net": {}}), "epoch, net"),
 ], ids=lambda value: value if isinstance(value, str) else f"{len(value)} bytes")
-def test_what_is_no_weights_file_gets_one_sentence(tmp_path, content, sentence):
+def test_what_is_no_weights_file_gets_one_line_that_says_what_it_is(tmp_path, content, fact):
     path = tmp_path / "odd.pth"
     path.write_bytes(content)
     message = refusal(path)
-    assert sentence in message and "\n" not in message and len(message) < len(str(path)) + 120
+    assert fact in message and "\n" not in message and len(message) < len(str(path)) + 120
 
 
-def test_paths_that_are_no_file_get_one_sentence(tmp_path):
-    assert refusal(tmp_path, error=FileNotFoundError) == f"{tmp_path} is a folder: name the file."
-    assert refusal(tmp_path / "a.pth", error=FileNotFoundError) == f"There is no file {tmp_path / 'a.pth'}."
+def test_paths_that_are_no_file_get_one_line(tmp_path):
+    assert "folder" in refusal(tmp_path, error=FileNotFoundError)
+    assert "\n" not in refusal(tmp_path / "a.pth", error=FileNotFoundError)
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe.pth")
+        refusal(tmp_path / "pipe.pth", error=FileNotFoundError)                          # without waiting for a writer
     with zipfile.ZipFile(tmp_path / "a.pth.zip", "w") as archive:
         archive.writestr("a.pth", packed(tiny().state_dict()))
-    assert "is an archive: unzip it" in refusal(tmp_path / "a.pth.zip")
+    assert "unzip" in refusal(tmp_path / "a.pth.zip")
 
 
 # --- torch.hub ------------------------------------------------------------------------------------------------------
