@@ -13,8 +13,8 @@ PACKAGE = ROOT / "scnet_minimal"
 
 # From the ground up. A room imports rooms below its own floor, and nothing beside or above it.
 FLOORS = (
-    ("scnet", "weights", "errors"),
-    ("fuse", "device"),
+    ("scnet", "sources", "errors"),
+    ("weights", "fuse", "device"),
     ("zoo", "data"),
     ("train",),
     ("detect", "study", "course"),
