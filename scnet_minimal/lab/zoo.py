@@ -19,6 +19,7 @@ from torchvision.models.resnet import Bottleneck
 
 from ..scnet import SCNet, scnet50, scnet50_v1d, scnet101, scnet101_v1d
 from ..weights import SOURCES, fetch_weights
+from .errors import MissingFileError, UserError
 
 _PLAIN = dict(block=Bottleneck, bottleneck_width=64)
 _TOY = dict(layers=(1, 1, 1, 1), widths=(16, 32, 64, 128), output_stride=16)
@@ -37,13 +38,13 @@ def model_names() -> list[str]:
 
 
 def create_model(name: str, num_classes: int = 1000, **kwargs) -> nn.Module:
-    """A new network with random weights; kwargs go to its builder.  ValueError for an unknown name."""
+    """A new network with random weights; kwargs go to its builder.  UserError for an unknown name."""
     if name in OURS:
         return OURS[name](num_classes=num_classes, **kwargs)
     if name not in model_names():
         close = difflib.get_close_matches(name, model_names(), 3)
         hint = f"did you mean {' or '.join(close)}?" if close else f"ours are {', '.join(OURS)}."
-        raise ValueError(f"There is no network {name!r}: {hint}")
+        raise UserError(f"There is no network {name!r}: {hint}")
     if name.startswith(("inception", "googlenet")):     # by default these two return their auxiliary heads as well
         kwargs = {"aux_logits": False, "init_weights": True} | kwargs
     return torchvision.models.get_model(name, num_classes=num_classes, **kwargs)
@@ -55,11 +56,11 @@ def fetch_imagenet(name: str, version: str = "DEFAULT") -> Path:
     In torch.hub's cache, or else downloaded into it.  torchvision's files are checked against the hash in their name,
     those in the cache too.  Read it with read_weights() or load_weights(), which run no code in it.
 
-    ValueError if there are no such weights or the hash is wrong, RuntimeError or OSError if the download fails.
+    UserError if there are no such weights or the hash is wrong, RuntimeError or OSError if the download fails.
     """
     if name in OURS:
         if name not in SOURCES:
-            raise ValueError(f"There are no ImageNet weights of {name}, only of {', '.join(SOURCES)} and of "
+            raise UserError(f"There are no ImageNet weights of {name}, only of {', '.join(SOURCES)} and of "
                              "torchvision's networks.")
         return fetch_weights(name)
     url = torchvision.models.get_model_weights(name)[version].url
@@ -70,17 +71,20 @@ def fetch_imagenet(name: str, version: str = "DEFAULT") -> Path:
         torch.hub.download_url_to_file(url, str(path), hash_prefix=expected)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if not digest.startswith(expected):
-        raise ValueError(f"{path} has the SHA-256 {digest[:8]}..., not {expected}...: delete it, and it is downloaded "
+        raise UserError(f"{path} has the SHA-256 {digest[:8]}..., not {expected}...: delete it, and it is downloaded "
                          "again.")
     return path
 
 
 def trained(arch: str, seed: int = 0) -> Path:
-    """The file of a small network trained on Toynette: "scnet_toy" or its plain twin "resnet_toy", seeds 0, 1 and 2."""
+    """The file of a small network trained on Toynette: "scnet_toy" or its plain twin "resnet_toy", seeds 0, 1 and 2.
+
+    MissingFileError if it is neither in the checkout nor in a data/trained above the working folder.
+    """
     file = f"{arch}_{seed}.pt"
     above = [folder / "data" / "trained" for folder in (Path.cwd(), *Path.cwd().parents)]
     for folder in (TRAINED_FOLDER, *above):
         if (folder / file).is_file():
             return folder / file
-    raise FileNotFoundError(f"There is no {file} in {TRAINED_FOLDER}, nor in a data/trained above the working folder.\n"
-                            f"These come with the repository: {', '.join(TRAINED)}.")
+    raise MissingFileError(f"There is no {file} in {TRAINED_FOLDER}, nor in a data/trained above the working folder.\n"
+                           f"These come with the repository: {', '.join(TRAINED)}.")
