@@ -1,7 +1,7 @@
-"""Two processes on a CPU take the steps of one, count what one counts, and go on after one of them was killed."""
-import csv
+"""Two processes on a CPU take the steps of one, count what one counts, stop together, and resume where they stopped."""
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -16,19 +16,21 @@ import torch.distributed as dist
 from torch import nn
 
 from scnet_minimal import SCNet
-from scnet_minimal.lab import distributed
 from scnet_minimal.lab import train_imagenet as command
-from scnet_minimal.lab.checkpoint import read_checkpoint
 from scnet_minimal.lab.data import load_data
-from scnet_minimal.lab.engine import evaluate, fit
+from scnet_minimal.lab.train import Trainer, classify, evaluate, fit, processes
+from scnet_minimal.lab.train.checkpoint import Keeper, read_checkpoint
+from scnet_minimal.lab.train.processes import Place
+from scnet_minimal.lab.zoo import create_model
 
 pytestmark = pytest.mark.skipif(not dist.is_available() or sys.platform != "linux", reason="needs gloo and /proc")
 ROOT = Path(__file__).parents[1]
+EVERYTHING = ("epoch", "lr", "train_loss", "train_top1", "val_loss", "val_top1", "val_top5")
 
 
 @pytest.fixture(scope="module")
 def folder(squares, tmp_path_factory):
-    """9 pictures of each class to validate on, but for one: 17 cannot be shared evenly."""
+    """3 steps of 16 an epoch; 9 images of each class to validate on, but for one: 17 cannot be shared evenly."""
     root = squares(tmp_path_factory.mktemp("data") / "squares", 20, val=9)
     (root / "val/red/08.png").unlink()
     return root
@@ -40,26 +42,87 @@ def free_port():
         return s.getsockname()[1]
 
 
-def one_run(folder, epochs, shard=(0, 1), memory_limit=2**30):
-    """Group norm, so that a share of the batch is all a picture needs; weights, what each epoch gave, evaluation."""
+def group_norm(channels):
+    """Of one image alone: how a batch is shared does not matter."""
+    return nn.GroupNorm(1, channels)
+
+
+def one_run(folder, epochs, shard=(0, 1), memory_limit=2**30, norm=group_norm, **options):
+    """Weights, history, evaluation."""
     data = load_data(folder, size=16, batch_size=16, device="cpu", shard=shard, memory_limit=memory_limit, workers=0)
     torch.manual_seed(shard[0])             # the first process's weights must win
-    model = SCNet((1, 1, 1, 1), 2, widths=(4, 8, 8, 8), norm_layer=partial(nn.GroupNorm, 1))
-    history = fit(model, data, epochs=epochs, recipe="paper", lr=0.05, quiet=True)
-    return [p.detach().clone() for p in model.parameters()], history, evaluate(model, data.val)
+    model = SCNet((1, 1, 1, 1), 2, widths=(4, 8, 8, 8), norm_layer=norm)
+    history = fit(model, data, epochs=epochs, recipe="paper", lr=0.05, quiet=True, **options)
+    return model.state_dict(), [[row[name] for name in EVERYTHING] for row in history], evaluate(model, data.val)
+
+
+# --- what each of two processes does ------------------------------------------------------------------------------
+
+def stopped_and_resumed(folder, path, shard, where):
+    """A run of two epochs that is interrupted in one process alone after 4 steps, or in both while they evaluate."""
+    run = partial(one_run, folder, 2, shard, norm=nn.BatchNorm2d, keeper=Keeper(path, {"arch": "small"}))
+    step, count = Trainer._train_step, iter(range(100))
+
+    def interrupted_step(self, batch):
+        if next(count) == 3 and shard[0] == 1:
+            signal.raise_signal(signal.SIGINT)
+        step(self, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        if where == "mid-epoch":
+            patch.setattr(Trainer, "_train_step", interrupted_step)
+        else:
+            patch.setattr(classify, "evaluate", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    processes.wait()
+    state = read_checkpoint(path)
+    return (state["epoch"], state["step"]), run(resume=state)
+
+
+def failure(make):
+    try:
+        make()
+    except (ZeroDivisionError, SystemExit) as error:
+        return type(error).__name__
+
+
+def fetched_in_turn(folder, path, place):
+    """train_imagenet --pretrained: whether the file was there already when this process asked for it."""
+    there = []
+
+    def network(arch, classes, pretrained):
+        there.append((path / "cache").exists())
+        time.sleep(0.3)
+        (path / "cache").touch()
+        return create_model(arch, classes)
+
+    argv = [str(folder), "-a", "scnet_toy", "--recipe", "quick", "--crop", "16", "-b", "16", "--epochs", "1", "-j", "0",
+            "--pretrained", "--output", str(path / "pretrained")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command, "network", network)
+        patch.setattr(command, "start", lambda parser, work, argv: parser.parse_args(argv))
+        args = command.main(argv)
+        args.argv = argv
+        assert command.work(args, torch.device("cpu"), place) == 0
+    return there
 
 
 def two_processes(rank, port, folder, path):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", world_size=2, rank=rank)
-    found = [one_run(folder, 1, (rank, 2)), one_run(folder, 2, (rank, 2), memory_limit=0)]
-    seed = distributed.from_first(lambda: 7 + rank)
-    try:
-        distributed.from_first(lambda: 1 / rank)
-        failed = None
-    except (ZeroDivisionError, SystemExit) as error:
-        failed = f"{type(error).__name__} {error}"
-    torch.save([[(w, [tuple(e) for e in h], e) for w, h, e in found], seed, failed], f"{path}/{rank}.pt")
+    shard, place = (rank, 2), Place(rank, 2, rank, 2)
+    torch.save({
+        "in memory": one_run(folder, 1, shard),
+        "streamed": one_run(folder, 2, shard, memory_limit=0),
+        "straight": one_run(folder, 2, shard, norm=nn.BatchNorm2d),
+        **{where: stopped_and_resumed(folder, path / where, shard, where) for where in ("mid-epoch", "mid-evaluation")},
+        "fetched": fetched_in_turn(folder, path, place),
+        "first": processes.from_first(lambda: 7 + rank),
+        "gathered": processes.gather(7 + rank),
+        "failures": [failure(lambda: processes.from_first(lambda: 1 / rank)),
+                     failure(lambda: processes.first_on_machine(lambda: 1 / rank, place))],
+    }, path / f"{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -67,43 +130,67 @@ def two_processes(rank, port, folder, path):
 def together(folder, tmp_path_factory):
     """What each of two processes found."""
     path = tmp_path_factory.mktemp("found")
+    for where in ("mid-epoch", "mid-evaluation"):
+        (path / where).mkdir()
     torch.multiprocessing.spawn(two_processes, (free_port(), folder, path), nprocs=2)
     return [torch.load(path / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
-@pytest.mark.parametrize("number, epochs, memory_limit", [(0, 1, 2**30), (1, 2, 0)], ids=["in memory", "streamed"])
-def test_two_processes_take_the_steps_of_one(folder, together, number, epochs, memory_limit):
-    weights, history, _ = one_run(folder, epochs, memory_limit=memory_limit)
-    for runs, *_ in together:
-        theirs, their_history, _ = runs[number]
-        for a, b in zip(weights, theirs, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
-        for epoch, other in zip(history, their_history, strict=True):
-            assert other[1] == pytest.approx(epoch.train_loss, rel=1e-4) and other[2] == epoch.train_top1
+@pytest.mark.slow
+@pytest.mark.parametrize("way, epochs, memory_limit", [("in memory", 1, 2**30), ("streamed", 2, 0)])
+def test_two_processes_take_the_steps_of_one(folder, together, way, epochs, memory_limit):
+    weights, history, alone = one_run(folder, epochs, memory_limit=memory_limit)
+    for found in together:
+        their_weights, their_history, evaluation = found[way]
+        torch.testing.assert_close(weights, their_weights, rtol=1e-4, atol=1e-6)
+        for row, theirs in zip(history, their_history, strict=True):
+            assert theirs[2] == pytest.approx(row[2], rel=1e-4) and theirs[3] == row[3]     # train_loss, train_top1
+        assert evaluation["top1"] * 17 == pytest.approx(alone["top1"] * 17, abs=1e-9)       # to the image
+        assert evaluation["loss"] == pytest.approx(alone["loss"], rel=1e-4)
 
 
-def test_evaluation_counts_every_picture_once(folder, together):
-    _, _, alone = one_run(folder, 1)
-    for runs, *_ in together:
-        found = runs[0][2]
-        assert found["top1"] * 17 == pytest.approx(alone["top1"] * 17, abs=1e-9)            # to the picture
-        assert found["loss"] == pytest.approx(alone["loss"], rel=1e-4)
+@pytest.mark.slow
+@pytest.mark.parametrize("where, position", [("mid-epoch", (1, 1)), ("mid-evaluation", (0, 3))])
+def test_processes_stop_together_and_resume_to_the_bits_of_an_uninterrupted_run(together, where, position):
+    for found in together:
+        stopped_at, (weights, history, _) = found[where]
+        assert stopped_at == position
+        straight, straight_history, _ = found["straight"]
+        assert weights.keys() == straight.keys() and all(torch.equal(weights[name], straight[name]) for name in weights)
+        assert history == [pytest.approx(row, rel=1e-6) for row in straight_history]
 
 
-def test_all_processes_hear_what_the_first_found_or_that_it_failed(together):
-    assert [seed for _, seed, _ in together] == [7, 7]
-    assert [failed.split()[0] for *_, failed in together] == ["ZeroDivisionError", "SystemExit"]
+@pytest.mark.slow
+def test_one_process_of_a_machine_downloads_weights_and_the_others_find_them(together):
+    assert [found["fetched"] for found in together] == [[False], [True]]
+
+
+@pytest.mark.slow
+def test_all_processes_get_what_the_first_found_or_end_if_it_failed(together):
+    assert [found["first"] for found in together] == [7, 7]
+    assert [found["gathered"] for found in together] == [[7, 8], [7, 8]]
+    assert [found["failures"] for found in together] == [["ZeroDivisionError"] * 2, ["SystemExit"] * 2]
 
 
 def test_alone_nothing_needs_a_group():
-    assert (distributed.rank(), distributed.world(), distributed.is_first()) == (0, 1, True)
+    assert (processes.rank(), processes.world_size(), processes.is_first()) == (0, 1, True)
     model = nn.Linear(2, 2)
-    assert distributed.parallel(model, torch.device("cpu")) is model
-    assert distributed.total(torch.ones(2)).tolist() == [1, 1] and distributed.from_first(lambda: 3) == 3
+    assert processes.data_parallel(model, torch.device("cpu")) is model
+    assert processes.all_sum(torch.ones(2)).tolist() == [1, 1] and processes.from_first(lambda: 3) == 3
+    assert processes.gather(3) == [3] and processes.first_on_machine(lambda: 3, Place()) == 3
 
+
+def test_batch_size_and_workers_count_for_one_machine():
+    place = Place(rank=9, world=16, local_rank=1, local_world=8)
+    assert place.total_batch(256) == 512 and place.own_workers(20) == 3 and place.shard == (9, 16)
+    assert Place().total_batch(256) == 256 and Place().own_workers(4) == 4
+
+
+# --- the command --------------------------------------------------------------------------------------------------
 
 def environment():
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1",
+            "CUDA_VISIBLE_DEVICES": ""}
 
 
 def arguments(folder, output, *more):
@@ -124,27 +211,41 @@ def workers_of(launcher):
     return found
 
 
-def test_a_killed_worker_starts_again_from_the_checkpoint_and_finishes(folder, tmp_path):
-    output = tmp_path / "x"
+@pytest.mark.slow
+def test_under_torchrun_a_killed_worker_restarts_and_ctrl_c_prints_the_command_that_resumes(folder, tmp_path):
+    output, log = tmp_path / "x y", tmp_path / "log"
+    argv = arguments(folder, output, "--epochs", "200", "--resume", "auto")
     run = subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-                            "--max-restarts", "2", "-m", "scnet_minimal.lab.train_imagenet",
-                            *arguments(folder, output, "--epochs", "8", "--resume", "auto")],
-                           env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
+                            "--max-restarts", "2", "-m", "scnet_minimal.lab.train_imagenet", *argv],
+                           env=environment(), stdout=log.open("w"), stderr=subprocess.STDOUT, start_new_session=True)
+
+    def wait_for(condition):
         deadline = time.time() + 240
-        while not (output / "last.pt").exists():
-            assert run.poll() is None and time.time() < deadline, run.communicate()[1][-2000:]
+        while not condition():
+            assert run.poll() is None and time.time() < deadline, log.read_text()[-2000:]
             time.sleep(0.02)
+
+    try:
+        wait_for((output / "last.pt").exists)
         os.kill(workers_of(run.pid)[1], signal.SIGKILL)
-        out, err = run.communicate(timeout=240)
+        wait_for(lambda: re.search(r"resuming at epoch \d+, step 0\n(.*\n)*epoch", log.read_text()))
+        os.killpg(run.pid, signal.SIGINT)               # as a terminal does: torchrun and its processes, each of them
+        run.wait(timeout=240)
     finally:
         run.kill()
-    assert run.returncode == 0, err[-2000:]
-    assert re.search(r"going on at epoch \d+, step 0", out)                 # it did start again, from the checkpoint
-    assert read_checkpoint(output)["epoch"] == 8
-    assert [int(row["epoch"]) for row in csv.DictReader((output / "history.csv").open())] == list(range(8))
+    words = shlex.split(re.search(r"\n  (torchrun .*)\n", log.read_text())[1])
+    assert words[:6] == ["torchrun", "--standalone", "--nproc-per-node", "2", "--max-restarts", "2"]
+    assert words[6:8] == ["-m", command.MODULE]
+    state = read_checkpoint(output)
+    end = str(state["epoch"] + 1)
+    again = subprocess.run([sys.executable, "-m", "torch.distributed.run", *words[1:], "--epochs", end],
+                           env=environment(), capture_output=True, text=True, timeout=240)
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert f"resuming at epoch {end}, step {state['step']}\n" in again.stdout
+    assert [row["epoch"] for row in read_checkpoint(output)["history"]] == list(range(int(end)))
 
 
+@pytest.mark.slow
 def test_the_originals_flags_start_two_processes_that_count_what_one_counts(folder, tmp_path, capsys):
     output = tmp_path / "x"
     assert command.main(arguments(folder, output, "--epochs", "1")) == 0
@@ -155,10 +256,10 @@ def test_the_originals_flags_start_two_processes_that_count_what_one_counts(fold
     flags = ["--world-size", "2", "--dist-url", f"tcp://127.0.0.1:{free_port()}", "--dist-backend", "gloo",
              "--multiprocessing-distributed"]
     runs = [subprocess.Popen([sys.executable, "-m", "scnet_minimal.lab.train_imagenet", *evaluation, *flags, "--rank",
-                              str(rank)], env={**environment(), "CUDA_VISIBLE_DEVICES": ""}, stdout=subprocess.PIPE,
-                             stderr=subprocess.PIPE, text=True) for rank in range(2)]
+                              str(rank)], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            for rank in range(2)]
     found = [run.communicate(timeout=240) for run in runs]
     assert [run.returncode for run in runs] == [0, 0], found
-    numbers = re.compile(r"17 pictures .*top-1 error ([\d.]+)%, top-5 error ([\d.]+)%")
+    numbers = re.compile(r" 17 .*top-1 error ([\d.]+)%, top-5 error ([\d.]+)%")
     assert numbers.search(found[0][0]).groups() == numbers.search(alone).groups()
-    assert found[1][0] == ""                                                # only the first process speaks
+    assert found[1][0] == ""                                                # only the first process prints

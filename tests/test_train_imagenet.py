@@ -1,4 +1,4 @@
-"""The training command: its folder, its errors, stopping and going on, and being killed."""
+"""The training command: its folder, its errors, stopping and resuming, and being killed."""
 import csv
 import errno
 import json
@@ -17,11 +17,12 @@ import torch
 import torchvision
 from PIL import Image
 
-from scnet_minimal.lab import checkpoint, nets
 from scnet_minimal.lab import train_imagenet as command
-from scnet_minimal.lab.checkpoint import read_checkpoint, read_file
-from scnet_minimal.lab.engine import Trainer
-from scnet_minimal.scnet import load_weights
+from scnet_minimal.lab.train import Trainer
+from scnet_minimal.lab.train.checkpoint import read_checkpoint, read_file
+from scnet_minimal.lab.train.command import pace, resume_command, settle
+from scnet_minimal.lab.zoo import create_model
+from scnet_minimal.weights import load_weights
 
 
 @pytest.fixture(scope="module")
@@ -44,12 +45,12 @@ def finished(folder, tmp_path_factory):
 
 
 def fails(capsys, argv):
-    """The one line (or two) that the command ends with."""
+    """The error that the command ends with: one line or two, exit code 2."""
     capsys.readouterr()
     assert command.main([str(a) for a in argv]) == 2
-    told = capsys.readouterr().err.strip()
-    assert told.startswith("error: ") and told.count("\n") <= 1 and "Traceback" not in told
-    return told
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: ") and error.count("\n") <= 1
+    return error
 
 
 def weights(output):
@@ -64,30 +65,31 @@ def test_a_run_leaves_its_folder(finished):
     args = json.loads((finished / "args.json").read_text())
     assert (args["arch"], args["classes"], args["arguments"]["seed"]) == ("scnet_toy", ["blue", "red"], 0)
     assert (finished / "best.pt").stat().st_size < 5e6 and "optimizer" not in read_file(finished / "best.pt")
-    load_weights(nets.build("scnet_toy", 2), finished / "best.pt")
+    load_weights(create_model("scnet_toy", 2), finished / "best.pt")
 
 
-def test_it_says_how_each_epoch_went(folder, tmp_path, capsys):
+def test_it_prints_how_each_epoch_went(folder, tmp_path, capsys):
     assert command.main(line(folder, tmp_path / "x")) == 0
-    told = capsys.readouterr().out
-    assert re.search(r"epoch 1/2: train loss [\d.]+, top-1 .*val loss .*images/s, \d+ s \(best\)", told)
-    assert re.search(r"best: epoch \d, top-1 [\d.]+% -> .*best.pt", told)
+    shown = capsys.readouterr().out
+    assert re.search(r"epoch 1/2: train loss [\d.]+, top-1 .*val loss .*images/s, \d+ s \(best\)", shown)
+    assert re.search(r"best: epoch \d, top-1 [\d.]+% -> .*best.pt", shown)
 
 
 def test_help_teaches(capsys):
     with pytest.raises(SystemExit) as end:
         command.main(["--help"])
-    told = capsys.readouterr().out
-    assert end.value.code == 0 and told.count("\n  python -m ") + told.count("\n  torchrun ") == 3
+    shown = capsys.readouterr().out
+    assert end.value.code == 0 and shown.count("\n  python -m ") + shown.count("\n  torchrun ") == 3
     for flag in ("-j", "--start-epoch", "--learning-rate", "--wd", "--print-freq", "--world-size", "--dist-url",
                  "--dist-backend", "--gpu", "--multiprocessing-distributed", "--wandb", "--compile", "--amp"):
-        assert flag in told
-    assert all(len(text) <= 120 for text in told.splitlines())
+        assert flag in shown
+    assert all(len(text) <= 120 for text in shown.splitlines())
 
 
 def test_recipes_give_way_to_flags_and_suit_the_data():
     def settled(*argv):
-        return command.settle(command.parser().parse_args([*argv, "--output", "/nowhere/x"]))[0]
+        args = command.parser().parse_args([*argv, "--output", "/nowhere/x"])
+        return settle(args, command.complete, command.default_output).settings
 
     paper = settled("/data/imagenet")
     assert [paper[k] for k in ("recipe", "arch", "epochs", "batch_size", "lr", "momentum", "weight_decay", "crop",
@@ -99,27 +101,100 @@ def test_recipes_give_way_to_flags_and_suit_the_data():
     assert settled("x")["seed"] != settled("x")["seed"] and settled("x", "--seed", "4")["seed"] == 4
 
 
-# --- stopping and going on --------------------------------------------------------------------------------
+SHOWN = re.findall(r"(?:torchrun|python -m scnet_minimal).*", command.EXAMPLES.replace("\\\n", ""))
 
-def test_ctrl_c_saves_and_the_line_it_prints_goes_on_to_the_same_weights(folder, finished, tmp_path, capsys,
-                                                                         monkeypatch):
-    learn, count = Trainer._learn, iter(range(100))
 
-    def learn_and_interrupt(self, batch):
+@pytest.mark.parametrize("line", SHOWN)
+def test_every_command_line_in_help_parses(line):
+    words = shlex.split(line)
+    module = words.index(command.MODULE)
+    assert words[module - 1] == "-m"
+    command.parser().parse_args(words[module + 1:])
+
+
+def test_the_pace_names_minutes_only_where_there_are_some():
+    slow, quick = dict(images_per_second=1234.5, seconds=61.0), dict(images_per_second=15.13, seconds=20.0)
+    assert pace({"epoch": 1, **slow}, 4) == "1,234 images/s, 61 s, 2 min left"
+    assert pace({"epoch": 0, **quick}, 3) == "15.1 images/s, 20 s"
+
+
+# --- stopping and resuming --------------------------------------------------------------------------------
+
+def test_ctrl_c_saves_and_the_command_that_it_prints_resumes_to_the_same_weights(folder, finished, tmp_path, capsys,
+                                                                                 monkeypatch):
+    step, count = Trainer._train_step, iter(range(100))
+
+    def interrupted_step(self, batch):
         if next(count) == 4:
-            os.kill(os.getpid(), signal.SIGINT)
-        learn(self, batch)
+            signal.raise_signal(signal.SIGINT)
+        step(self, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_learn", learn_and_interrupt)
+        patch.setattr(Trainer, "_train_step", interrupted_step)
         assert command.main(line(folder, tmp_path / "x y")) == 130
-    told = capsys.readouterr().out.strip().splitlines()
-    assert told[-2] == "Stopped and saved. Go on with"
-    words = shlex.split(told[-1])
-    assert words[:3] == ["python", "-m", "scnet_minimal.lab.train_imagenet"]
+    words = shlex.split(capsys.readouterr().out.strip().splitlines()[-1])
+    assert words[:3] == ["python", "-m", command.MODULE]
     assert command.main(words[3:]) == 0
-    assert "going on at epoch 2, step 2" in capsys.readouterr().out
+    assert "resuming at epoch 2, step 2" in capsys.readouterr().out
     assert all(map(torch.equal, weights(finished), weights(tmp_path / "x y")))
+
+
+@pytest.mark.parametrize("environment, start", [
+    ({}, "python"),
+    ({"LOCAL_WORLD_SIZE": "8"}, "torchrun --standalone --nproc-per-node 8"),
+    ({"LOCAL_WORLD_SIZE": "8", "GROUP_WORLD_SIZE": "2", "GROUP_RANK": "0", "MASTER_ADDR": "one", "MASTER_PORT": "29500",
+      "TORCHELASTIC_MAX_RESTARTS": "3"}, "torchrun --nnodes 2 --node-rank 0 --master-addr one --master-port 29500 "
+     "--nproc-per-node 8 --max-restarts 3")])
+def test_the_command_that_resumes_is_started_as_this_run_was(monkeypatch, environment, start):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    if environment:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    found = resume_command("a.b", ["toynette", "--resume", "auto", "-j", "0"], "runs/a b")
+    assert found == f"{start} -m a.b toynette -j 0 --resume 'runs/a b'"
+    assert resume_command("a.b", ["--resume=x", "--amp"], "y") == f"{start} -m a.b --amp --resume y"
+
+
+TWICE = """
+import os, signal, sys, time
+from scnet_minimal.lab import train_imagenet as command
+from scnet_minimal.lab.train import Trainer
+from scnet_minimal.lab.train.processes import run_command
+
+def endless(self, batch):
+    print("working", flush=True)
+    while True:
+        time.sleep(0.01)
+
+Trainer._train_step = endless
+run_command(lambda: command.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_ends_the_command_at_once_without_a_traceback(folder, tmp_path):
+    run = subprocess.Popen([sys.executable, "-c", TWICE, *line(folder, tmp_path / "x")], stdout=subprocess.PIPE,
+                           stderr=subprocess.PIPE, text=True)
+    try:
+        while run.stdout.readline() != "working\n":
+            assert run.poll() is None
+        run.send_signal(signal.SIGINT)
+        with pytest.raises(subprocess.TimeoutExpired):
+            run.wait(0.3)                       # it finishes its step first
+        run.send_signal(signal.SIGINT)
+        _, err = run.communicate(timeout=20)
+    finally:
+        run.kill()
+    assert run.returncode == 130 and "Traceback" not in err
+
+
+def test_determinism_comes_from_the_settings_also_when_a_folder_is_resumed(folder, finished, tmp_path):
+    def settled(*argv):
+        args = command.parser().parse_args([str(word) for word in argv])
+        return settle(args, command.complete, command.default_output).settings
+
+    assert settled("--resume", finished)["deterministic"] and settled(folder, "--seed", "0")["deterministic"]
+    assert not settled(folder)["deterministic"]
 
 
 def test_resuming_needs_nothing_but_the_folder(folder, finished, tmp_path):
@@ -137,8 +212,8 @@ def test_resume_auto_starts_anew_after_a_kill_before_the_first_checkpoint(folder
     assert command.main(line(folder, tmp_path / "x", "--resume", "auto", "--epochs", 1)) == 0
 
 
-def test_resume_auto_starts_where_there_is_nothing_and_goes_on_where_there_is(folder, tmp_path, capsys):
-    for words in ("batch 16", "going on at epoch 3"):
+def test_resume_auto_starts_where_there_is_nothing_and_resumes_where_there_is(folder, tmp_path, capsys):
+    for words in ("batch 16", "resuming at epoch 3"):
         assert command.main(line(folder, tmp_path / "x", "--resume", "auto")) == 0
         assert words in capsys.readouterr().out
     assert read_checkpoint(tmp_path / "x")["epoch"] == 2
@@ -152,56 +227,47 @@ def test_start_epoch_moves_the_schedule(folder, tmp_path):
 
 
 KILLED = """
-import os, random, signal, sys, time
-from pathlib import Path
-import torch
+import os, signal, sys
+from scnet_minimal.lab.train import checkpoint, Trainer
 from scnet_minimal.lab.train_imagenet import main
-from scnet_minimal.lab.checkpoint import read_checkpoint
 
-random.seed(0)
-output, argv = Path(sys.argv[1]), sys.argv[2:] + ["--resume", "auto"]
-kills, told, done = 0, 0, 0
-while kills < 10:
-    child = os.fork()                           # torch is imported already: no three seconds each
-    if not child:
-        os.dup2(os.open(str(output) + ".log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
-        main(argv)
-        os._exit(0)
-    time.sleep(random.uniform(0.1, 1.5))
-    os.kill(child, signal.SIGKILL)
-    finished_itself = os.waitpid(child, 0)[1] == 0
-    kills += 1
-    log = Path(str(output) + ".log").read_text()
-    told = log.count(" train loss ")            # printed once an epoch is kept
-    if (output / "last.pt").exists():
-        found = read_checkpoint(output)         # readable, always
-        assert found["epoch"] >= max(told - 1, done), (found["epoch"], told, done)
-        assert len(found["history"]) == found["epoch"]
-        done = found["epoch"]
-    else:
-        assert told == 0
-    print("killed", kills, "epochs", done, flush=True)
-assert main(argv) == 0
+where, argv = sys.argv[1], sys.argv[2:]
+step, replace, count = Trainer._train_step, os.replace, iter(range(100))
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def step_or_die(self, batch):
+    die() if where == "in a step" and next(count) == 4 else step(self, batch)
+
+def replace_or_die(source, target):
+    if where == "in a write" and target.name == "last.pt" and next(count) == 1:
+        die()                               # the second epoch's best.pt and history.csv have their names already
+    replace(source, target)
+
+Trainer._train_step, os.replace = step_or_die, replace_or_die
+main(argv)
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_ten_kills_at_random_moments_change_nothing_in_the_end(folder, tmp_path):
-    argv = line(folder, tmp_path / "killed", "--epochs", 12)
-    run = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "killed"), *argv], capture_output=True,
-                         text=True)
-    assert run.returncode == 0, run.stderr[-2000:]
-    assert run.stdout.count("killed ") == 10
-    assert command.main(line(folder, tmp_path / "straight", "--epochs", 12)) == 0
-    assert all(map(torch.equal, weights(tmp_path / "killed"), weights(tmp_path / "straight")))
-    assert not [name for name in os.listdir(tmp_path / "killed") if name.startswith(".")]
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+@pytest.mark.parametrize("where", ["in a step", "in a write"])
+def test_a_kill_at_any_moment_changes_nothing_in_the_end(folder, finished, tmp_path, where):
+    argv = line(folder, tmp_path / "x", "--resume", "auto")
+    run = subprocess.run([sys.executable, "-c", KILLED, where, *argv], capture_output=True, text=True)
+    assert run.returncode == -signal.SIGKILL, run.stderr[-2000:]
+    assert read_checkpoint(tmp_path / "x")["epoch"] == 1
+    assert command.main(argv) == 0
+    assert all(map(torch.equal, weights(tmp_path / "x"), weights(finished)))
+    assert sorted(os.listdir(tmp_path / "x")) == sorted(os.listdir(finished))
 
 
 # --- one clear line, exit code 2, nothing overwritten -----------------------------------------------------
 
 def test_an_output_that_holds_a_run_is_not_overwritten(folder, finished, capsys):
     before = {path: path.read_bytes() for path in finished.iterdir()}
-    assert "holds a run already: go on with it by --resume" in fails(capsys, line(folder, finished))
+    assert f"--resume {finished}" in fails(capsys, line(folder, finished))
     assert before == {path: path.read_bytes() for path in finished.iterdir()}
 
 
@@ -216,19 +282,17 @@ def test_resuming_the_wrong_thing(folder, finished, tmp_path, capsys):
             (other / split / name).mkdir(parents=True)
             Image.new("RGB", (20, 20)).save(other / split / name / "0.png")
 
-    def told(path, *more):
+    def error(path, *more):
         return fails(capsys, [folder, "--resume", path, "-j", "0", *more])
 
-    assert "is a run of scnet_toy, not of resnet18: go on with -a scnet_toy" in told(whole, "-a", "resnet18")
-    assert "cut off" in told(torn)
-    assert "is no checkpoint" in told(tmp_path / "notes.pt")
-    assert "weights alone" in told(finished / "best.pt")
-    assert "There is no checkpoint" in told(tmp_path / "nothing.pt")
-    assert "trained on 2 classes and the data has 3" in fails(capsys, [other, "--resume", whole, "-j", "0"])
+    assert "-a scnet_toy" in error(whole, "-a", "resnet18")
+    for path in (torn, tmp_path / "notes.pt", tmp_path / "nothing.pt", finished / "best.pt"):
+        assert path.name in error(path)
+    assert re.search("2 classes.* 3:", fails(capsys, [other, "--resume", whole, "-j", "0"]))
     assert (finished / "last.pt").read_bytes() == before
 
 
-def test_a_full_disk_ends_in_one_line_with_the_earlier_checkpoint_whole(folder, tmp_path, capsys, monkeypatch):
+def test_a_full_disk_is_one_line_and_leaves_the_earlier_checkpoint_whole(folder, tmp_path, capsys, monkeypatch):
     sync, epochs = os.fsync, []
 
     def full_from_the_second_epoch_on(number):
@@ -237,34 +301,44 @@ def test_a_full_disk_ends_in_one_line_with_the_earlier_checkpoint_whole(folder, 
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         sync(number)
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full_from_the_second_epoch_on)
-    told = fails(capsys, line(folder, tmp_path / "x"))
-    assert "No space left on device; what was there before is whole" in told
+    monkeypatch.setattr(os, "fsync", full_from_the_second_epoch_on)
+    assert "No space left on device" in fails(capsys, line(folder, tmp_path / "x"))
     assert read_checkpoint(tmp_path / "x")["epoch"] == 1
 
 
 def test_an_output_that_cannot_be_written(folder, tmp_path, capsys):
     (tmp_path / "file").write_text("in the way")
-    assert "cannot be made (Not a directory)" in fails(capsys, line(folder, tmp_path / "file/x"))
+    assert "Not a directory" in fails(capsys, line(folder, tmp_path / "file/x"))
 
 
-def test_a_loss_that_is_not_finite_ends_in_one_line(folder, tmp_path, capsys):
-    told = fails(capsys, line(folder, tmp_path / "x", "--lr", "1e30"))
-    assert "not finite at step 2 of epoch 1" in told and "smaller --lr" in told
+def test_a_loss_that_is_not_finite_is_one_line(folder, tmp_path, capsys):
+    error = fails(capsys, line(folder, tmp_path / "x", "--lr", "1e30"))
+    assert "step 2 of epoch 1" in error and "smaller --lr" in error
     assert "last.pt" not in os.listdir(tmp_path / "x")
 
 
-@pytest.mark.parametrize("flags, word", [
-    (["-a", "scnet500"], "did you mean scnet50"), (["--epochs", "0"], "--epochs must be at least 1, not 0"),
-    (["-b", "0"], "--batch-size must be at least 1"), (["--lr", "nan"], "--lr must be at least 0, not nan"),
-    (["--gpu", "99"], "There is no GPU 99"), (["-e"], "--resume FILE or --pretrained"),
-    (["--pretrained"], "No ImageNet weights of scnet_toy exist"), (["imagenete"], "")])
-def test_what_cannot_be_meant(folder, tmp_path, capsys, flags, word):
-    if flags == ["imagenete"]:
-        assert "Unknown data 'imagenete'" in fails(capsys, flags)
-    else:
-        assert word in fails(capsys, line(folder, tmp_path / "x", *flags))
+@pytest.mark.parametrize("flags, fact", [
+    (["-a", "scnet500"], "scnet50"), (["--epochs", "0"], "--epochs.* 1.* 0"), (["-b", "0"], "--batch-size.* 1.* 0"),
+    (["--lr", "nan"], "--lr.* nan"), (["--lr", "inf"], "--lr.* inf"), (["--gpu", "99"], "GPU 99"),
+    (["-e"], "--resume .*--pretrained"), (["--pretrained"], "scnet_toy")])
+def test_wrong_flags(folder, tmp_path, capsys, flags, fact):
+    assert re.search(fact, fails(capsys, line(folder, tmp_path / "x", *flags)))
     assert not (tmp_path / "x").exists()
+
+
+def test_a_misspelt_data_set(capsys):
+    assert "'imagenete'" in fails(capsys, ["imagenete"])
+
+
+@pytest.mark.parametrize("internal", [ValueError("not the user's"), OSError("nor this"), RuntimeError("nor this")])
+def test_an_internal_error_keeps_its_traceback(folder, tmp_path, monkeypatch, internal):
+    def fail(*_, **__):
+        raise internal
+
+    monkeypatch.setattr(command, "fit", fail)
+    with pytest.raises(type(internal)) as caught:
+        command.main(line(folder, tmp_path / "x"))
+    assert caught.value is internal
 
 
 # --- evaluation, ready-made weights, dashboards -----------------------------------------------------------
@@ -273,11 +347,11 @@ def test_evaluation_agrees_with_training(folder, finished, capsys):
     best = max(float(row["val_top1"]) for row in csv.DictReader((finished / "history.csv").open()))
     capsys.readouterr()
     assert command.main([str(folder), "-e", "--resume", str(finished / "best.pt"), "-j", "0"]) == 0
-    told = capsys.readouterr().out
-    assert f"16 pictures of {folder} at 16 px: top-1 error {1 - best:.2%}, top-5 error 0.00%" in told
+    shown = capsys.readouterr().out
+    assert f"16 images of {folder} at 16 px: top-1 error {1 - best:.2%}, top-5 error 0.00%" in shown
     assert command.main([str(folder), "-e", "--resume", str(finished), "--crop", "32", "-j", "0"]) == 0
     assert "at 32 px" in capsys.readouterr().out
-    assert "does not fit this network" in fails(capsys, [folder, "-e", "--resume", finished, "-a", "resnet_toy"])
+    assert "best.pt" in fails(capsys, [folder, "-e", "--resume", finished / "best.pt", "-a", "resnet_toy"])
 
 
 def test_pretrained_takes_torchvisions_weights_but_for_the_head(folder, tmp_path, monkeypatch):
@@ -294,11 +368,11 @@ def test_pretrained_weights_that_cannot_be_had_are_one_line(folder, tmp_path, ca
         raise URLError("no route to host")
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", refuse)
-    told = fails(capsys, line(folder, tmp_path / "x", "-a", "resnet18", "--pretrained"))
-    assert "weights of resnet18 could not be fetched" in told and "no route to host" in told
+    error = fails(capsys, line(folder, tmp_path / "x", "-a", "resnet18", "--pretrained"))
+    assert "resnet18" in error and "no route to host" in error
 
 
-def test_a_network_of_imagenet_is_judged_on_the_classes_that_are_there(tmp_path, capsys, monkeypatch):
+def test_a_network_of_imagenet_is_evaluated_on_the_classes_that_are_there(tmp_path, capsys, monkeypatch):
     """ImageNet's logits 0 and 497 are Imagenette's tench and church."""
     for split in ("train", "val"):
         for wnid, red in (("n01440764", 0), ("n03028079", 250)):
@@ -322,12 +396,12 @@ def test_every_kind_of_network_trains(folder, tmp_path):
     assert read_file(tmp_path / "x/best.pt")["arch"] == "squeezenet1_1"
 
 
-def test_without_wandb_one_line_says_so(folder, tmp_path, capsys, monkeypatch):
+def test_without_wandb_an_error_names_the_package(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    assert "--wandb needs the package wandb" in fails(capsys, line(folder, tmp_path / "x", "--wandb"))
+    assert "pip install wandb" in fails(capsys, line(folder, tmp_path / "x", "--wandb"))
 
 
-def test_wandb_is_told_every_epoch_and_stays_offline_without_an_account(folder, tmp_path, monkeypatch):
+def test_wandb_gets_every_epoch_and_stays_offline_without_an_account(folder, tmp_path, monkeypatch):
     began, rows, ended = [], [], []
     fake = types.SimpleNamespace(init=lambda **options: began.append(options) or types.SimpleNamespace(
         log=rows.append, finish=lambda: ended.append(True)))
@@ -340,5 +414,5 @@ def test_wandb_is_told_every_epoch_and_stays_offline_without_an_account(folder, 
     assert [row["epoch"] for row in rows] == [0, 1] and ended == [True]
     assert Path(began[0]["dir"]) == tmp_path / "x"
     assert command.main(["--resume", str(tmp_path / "x"), "--epochs", "3", "--wandb"]) == 0
-    assert began[1]["id"] == began[0]["id"] and began[1]["resume"] == "allow", "going on is another run there"
+    assert began[1]["id"] == began[0]["id"] and began[1]["resume"] == "allow"
     assert rows[-1]["epoch"] == 2

@@ -67,7 +67,8 @@ three worked examples:
           /data/imagenet -a scnet50 --amp -j 64 --resume auto --output runs/scnet50
       ImageNet by the authors' recipe on eight GPUs of one machine. When a process dies, all restart and resume from
       the last checkpoint (--resume auto). -b and -j count the images per step and the workers of a machine, over all
-      of its GPUs. Evaluate the result:  {COMMAND} /data/imagenet -e --resume runs/scnet50/best.pt
+      of its GPUs. To evaluate the result:
+      {COMMAND} /data/imagenet -e --resume runs/scnet50/best.pt
 
 recipes (a flag on the command line overrides its recipe):
 
