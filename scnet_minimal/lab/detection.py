@@ -108,7 +108,8 @@ def work(args: argparse.Namespace, device: torch.device, place: Place) -> int:
     keeper = Keeper(settings["output"], {"task": task, "arch": settings["arch"], "classes": data.classes,
                                          "build": build, "arguments": settings}, _score(task))
     from_first(keeper.open)
-    command.print_start(data, f"{task} on {settings['arch']}", run, place.total_batch(settings["batch_size"]), place, device)
+    batch_size = place.total_batch(settings["batch_size"])
+    command.print_start(data, f"{task} on {settings['arch']}", run, batch_size, place, device)
 
     def report(row: dict, best: bool) -> None:
         command.print_epoch(row, settings["epochs"], best, _results(row))

@@ -57,13 +57,13 @@ class CocoFolder(Dataset):
                 self.images = CocoDetection(str(folder), str(files[0]))
             self.coco = self.images.coco
             _check(self.coco.dataset)
+            self.ids = sorted(self.coco.getCatIds())
+            categories = self.coco.loadCats(self.ids)
+            self.names, self.points = [c["name"] for c in categories], categories[0].get("keypoints", [])
         except (AssertionError, KeyError, TypeError, ValueError) as error:
             why = f"an entry lacks {error}" if isinstance(error, KeyError) else error
             raise UserError(f"{files[0]} is not in COCO's format: {why}.") from error
         self.parts = set(task.split("+"))
-        self.ids = sorted(self.coco.getCatIds())
-        categories = self.coco.loadCats(self.ids)
-        self.names, self.points = [c["name"] for c in categories], categories[0].get("keypoints", [])
         self.label = {id: i for i, id in enumerate(self.ids, 1)}
         self.rows = [row for row, id in enumerate(self.images.ids) if split != "train" or self._objects(id)]
 
