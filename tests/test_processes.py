@@ -100,7 +100,7 @@ def fetched_in_turn(folder, path, place):
     argv = [str(folder), "-a", "scnet_toy", "--recipe", "quick", "--crop", "16", "-b", "16", "--epochs", "1", "-j", "0",
             "--pretrained", "--output", str(path / "pretrained")]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(command, "network", network)
+        patch.setattr(command, "new_network", network)
         patch.setattr(command, "start", lambda parser, work, argv: parser.parse_args(argv))
         args = command.main(argv)
         args.argv = argv

@@ -358,7 +358,7 @@ def test_pretrained_takes_torchvisions_weights_but_for_the_head(folder, tmp_path
     torch.manual_seed(0)
     ready = torchvision.models.get_model("squeezenet1_1", num_classes=1000).state_dict()
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: ready)
-    own = command.network("squeezenet1_1", 2, True).state_dict()
+    own = command.new_network("squeezenet1_1", 2, True).state_dict()
     assert [name for name in own if not torch.equal(own[name], ready[name])] == ["classifier.1.weight",
                                                                                  "classifier.1.bias"]
 
@@ -386,7 +386,7 @@ def test_a_network_of_imagenet_is_evaluated_on_the_classes_that_are_there(tmp_pa
             logits[:, 497] = x[:, 0].mean((1, 2)).sign()            # red: church
             return logits
 
-    monkeypatch.setattr(command, "network", lambda arch, classes, pretrained: Thousand())
+    monkeypatch.setattr(command, "new_network", lambda arch, classes, pretrained: Thousand())
     assert command.main([str(tmp_path), "-e", "--pretrained", "--crop", "16", "-j", "0"]) == 0
     assert "top-1 error 0.00%" in capsys.readouterr().out
 

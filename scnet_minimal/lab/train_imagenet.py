@@ -25,7 +25,7 @@ from .errors import UserError, user_errors
 from .train import evaluate, fit
 from .train.checkpoint import Keeper, check_classes, load_exactly, read_file
 from .train.command import (
-    Run,
+    Plan,
     add_common_flags,
     check_at_least,
     new_parser,
@@ -112,21 +112,22 @@ def work(args: argparse.Namespace, device: torch.device, place: Place) -> int:
     """One process of the command."""
     if args.evaluate:
         return evaluate_file(args, device, place)
-    run = from_first(lambda: settle(args, complete, default_output))
-    settings, state = run.settings, run.state
+    plan = from_first(lambda: settle(args, complete, default_output))
+    settings, state = plan.settings, plan.state
     data = open_data(settings, device, place, args.workers)
     if state:
-        check_classes(state, data.classes, run.source)
+        check_classes(state, data.classes, plan.source)
     seed_everything(settings)
-    model = first_on_machine(lambda: network(settings["arch"], len(data.classes), args.pretrained and not state), place)
+    pretrained = args.pretrained and not state
+    model = first_on_machine(lambda: new_network(settings["arch"], len(data.classes), pretrained), place)
     if args.compile:
         model.compile()
     if place.rank:              # layers such as dropout differ between processes; the weights are the first one's
         torch.manual_seed(seed_of(settings["seed"], place.rank))
-    settings["wandb_id"] = wandb_id(run)
+    settings["wandb_id"] = wandb_id(plan)
     keeper = Keeper(settings["output"], {"arch": settings["arch"], "classes": data.classes, "arguments": settings})
     from_first(keeper.open)
-    print_start(data, f"{settings['arch']}, recipe {settings['recipe']},", run, data.train.batch_size, place, device)
+    print_start(data, f"{settings['arch']}, recipe {settings['recipe']},", plan, data.train.batch_size, place, device)
     chosen = {name: settings[name] for name in ("lr", "momentum", "weight_decay", "label_smoothing", "recipe")}
     with dashboard(args.wandb, settings) as log:
         def on_epoch(row: dict, best: bool) -> None:
@@ -176,7 +177,7 @@ def open_data(settings: dict, device: torch.device, place: Place, workers: int, 
                      **options)
 
 
-def network(arch: str, classes: int, pretrained: bool) -> nn.Module:
+def new_network(arch: str, classes: int, pretrained: bool) -> nn.Module:
     """A new network; pretrained: with ImageNet's weights, and a new head where its classes are not ImageNet's 1,000.
 
     UserError if there are no such weights, or they cannot be downloaded.
@@ -228,7 +229,7 @@ def evaluate_file(args: argparse.Namespace, device: torch.device, place: Place) 
         model = create_model(settings["arch"], len(data.classes))
         load_exactly(model, content, args.resume)
     else:
-        model = first_on_machine(lambda: network(settings["arch"], 1000, True), place)
+        model = first_on_machine(lambda: new_network(settings["arch"], 1000, True), place)
         if len(data.classes) != 1000:
             model = SelectClasses(model, imagenet_indices(data.classes, settings["data"]))
     result = evaluate(model.to(device), data.val, amp=bool(args.amp))
@@ -254,9 +255,9 @@ def results_of(row: dict) -> str:
             f"top-1 {row['val_top1']:.1%}, top-5 {row['val_top5']:.1%}")
 
 
-def wandb_id(run: Run) -> str:
+def wandb_id(plan: Plan) -> str:
     """Of the run on the dashboard: a resumed run keeps its own."""
-    saved = run.state["arguments"].get("wandb_id") if run.continues else None
+    saved = plan.state["arguments"].get("wandb_id") if plan.continues else None
     return saved or uuid.uuid4().hex[:8]
 
 

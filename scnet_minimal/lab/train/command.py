@@ -1,7 +1,7 @@
 """What the two training commands share: flags, settings, resume and output rules, what is printed.
 
     def work(args, device, place):                              # in each process
-        run = from_first(lambda: settle(args, complete, default_output))
+        plan = from_first(lambda: settle(args, complete, default_output))
         ...                                                     # data, model, keeper, trainer
         return train_until_done(trainer.run, keeper, args, MODULE)
 
@@ -68,7 +68,7 @@ def start(parser: argparse.ArgumentParser, work: Callable, argv: list[str] | Non
 
 # --- settings -------------------------------------------------------------------------------------------------------
 
-class Run(NamedTuple):
+class Plan(NamedTuple):
     """What a command line asks for.
 
     settings   all settings by name, "output", "seed" and "deterministic" among them
@@ -83,7 +83,7 @@ class Run(NamedTuple):
 
 
 def settle(args: argparse.Namespace, complete: Callable[[dict, dict | None], dict],
-           default_output: Callable[[dict], str]) -> Run:
+           default_output: Callable[[dict], str]) -> Plan:
     """Read the command line, and the checkpoint that it names.
 
     A setting comes from the command line, else from the checkpoint, else it is a default of the command.
@@ -114,7 +114,7 @@ def settle(args: argparse.Namespace, complete: Callable[[dict, dict | None], dic
     if not continues and any((output / name).exists() for name in names):
         raise UserError(f"{output} already holds a run: resume it with --resume {output}, "
                         "or name another folder with --output.")
-    return Run(settings | {"output": str(output)}, state, source, continues)
+    return Plan(settings | {"output": str(output)}, state, source, continues)
 
 
 def given_flags(args: argparse.Namespace) -> dict:
@@ -174,13 +174,13 @@ def print_first(text: str) -> None:
         print(text, flush=True)
 
 
-def print_start(data: object, what: str, run: Run, batch_size: int, place: Place, device: torch.device) -> None:
+def print_start(data: object, what: str, plan: Plan, batch_size: int, place: Place, device: torch.device) -> None:
     """What is about to be trained: data, network, processes, settings, folder, and where it resumes."""
-    s = run.settings
+    s = plan.settings
     print_first(f"{data}\n{what} on {place.world} x {device}: {s['epochs']} epochs, batch {batch_size}, "
                 f"lr {s['lr']:g}, seed {s['seed']} -> {s['output']}")
-    if run.state:
-        print_first(f"resuming at epoch {run.state['epoch'] + 1}, step {run.state['step']}")
+    if plan.state:
+        print_first(f"resuming at epoch {plan.state['epoch'] + 1}, step {plan.state['step']}")
 
 
 def print_epoch(row: dict, epochs: int, best: bool, results: str) -> None:
