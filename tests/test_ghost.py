@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from scnet_minimal.lab.ghost import GhostModule
+from scnet_minimal.lab.study.ghost import GhostModule
 
 
 @pytest.mark.parametrize("reference", golden.load("official_ghost_module"), ids=lambda r: str(r["args"]))

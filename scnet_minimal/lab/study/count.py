@@ -1,4 +1,4 @@
-"""What a network costs and how far it sees: parameters, multiply-adds, receptive fields, counted and measured."""
+"""What a network costs and how far it sees: parameters, multiply-adds, receptive fields; counted, and measured."""
 import copy
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -17,16 +17,19 @@ class Cost(NamedTuple):
 
     @property
     def published_flops(self) -> int:
-        """2 * (multiply-adds + 2 * norm outputs): gives all FLOPs of the authors' read-me to the printed digit."""
+        """2 * (multiply-adds + 2 * norm outputs): all FLOPs of the authors' read-me to the last digit."""
         return 2 * (self.multiply_adds + 2 * self.norm_outputs)
 
 
 def cost(module: nn.Module, *shape: int) -> Cost:
     """The Cost of one input of this shape, without the batch: cost(scnet50(), 3, 224, 224).
 
-    Nothing is computed: a copy of the module runs on torch's meta device, where tensors have a shape and no values.
+    Nothing is computed, and no weight is copied, whatever device holds it: what runs is a copy of the module whose
+    tensors are on torch's meta device, with shapes and no values.
     """
-    shapes_only = copy.deepcopy(module).to("meta").eval()
+    tensors = {id(t): torch.empty_like(t, device="meta") for t in module.buffers()}
+    tensors |= {id(p): nn.Parameter(torch.empty_like(p, device="meta"), False) for p in module.parameters()}
+    shapes_only = copy.deepcopy(module, tensors).eval()              # its memo: what it takes for what it finds
     norm_outputs = 0
 
     def add(_module, _inputs, output):
@@ -36,8 +39,9 @@ def cost(module: nn.Module, *shape: int) -> Cost:
     for m in shapes_only.modules():
         if isinstance(m, nn.BatchNorm2d):
             m.register_forward_hook(add)
+    x = torch.empty(1, *shape, device="meta", dtype=next((p.dtype for p in module.parameters()), None))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        shapes_only(torch.empty(1, *shape, device="meta"))
+        shapes_only(x)
     parameters = sum(p.numel() for p in module.parameters())
     return Cost(parameters, counter.get_total_flops() // 2, norm_outputs)     # torch counts a multiply-add as two
 
@@ -46,7 +50,7 @@ def receptive_field(layers: Iterable[tuple[int, int, int]]) -> int:
     """Side, in input pixels, of the square that one output pixel sees through layers in series.
 
     layers: (kernel, stride, dilation) of each convolution or pooling, from the input on.
-    Each adds (kernel - 1) * dilation steps, and a step is as long as all strides before it multiplied.
+    Each adds (kernel - 1) * dilation steps, and a step is as long as the product of all strides before it.
     """
     side, step = 1, 1
     for kernel, stride, dilation in layers:
@@ -58,9 +62,10 @@ def receptive_field(layers: Iterable[tuple[int, int, int]]) -> int:
 def measured_field(module: nn.Module, channels: int, size: int = 64, at: tuple[int, int] | None = None) -> Tensor:
     """Which input pixels reach the output pixel `at` (row, column; default: the middle): bool (size, size).
 
-    Measured, not counted: a pixel is in the field where the gradient of that output, over all channels, is not zero.
+    Measured, not counted: a pixel is in the field where the gradient of that output, summed over its channels, is not
+    zero.  In float64 on the CPU, wherever the module is.
     """
-    module = copy.deepcopy(module).double().eval()
+    module = copy.deepcopy(module).cpu().double().eval()
     x = torch.randn(1, channels, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     y = module(x.requires_grad_())
     row, column = at or (y.shape[2] // 2, y.shape[3] // 2)
@@ -69,7 +74,7 @@ def measured_field(module: nn.Module, channels: int, size: int = 64, at: tuple[i
 
 
 def sides(field: Tensor) -> tuple[int, int]:
-    """Height and width, px, of the smallest box around a field of booleans (H, W)."""
+    """Height and width, in px, of the smallest box around a bool field (H, W)."""
     rows, columns = field.any(1).nonzero(), field.any(0).nonzero()
     if not len(rows):
         return 0, 0

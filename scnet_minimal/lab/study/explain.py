@@ -1,12 +1,12 @@
 """Where a network looks: Grad-CAM, the effective receptive field, the gates; and how much of it lies on the object.
 
-    cam = grad_cam(model, "layer4", x)                  # (B, H, W) in 0..1: what spoke for the class it predicted
-    field = effective_field(model, "layer3", x)         # (side, side): which pixels one position answers to
-    field_side(field)                                   # in px: the square that holds half of the answer
+    cam = grad_cam(model, "layer4", x)                  # (B, H, W) in 0..1: what speaks for the predicted class
+    field = effective_field(model, "layer3", x)         # (side, side): which pixels one position responds to
+    field_side(field)                                   # in px: the square that holds half of that response
     gates(model, x)["layer1.0.scconv"]                  # (B, C, H, W) in 0..1: what the calibration lets through
 
-Works on our networks, on torchvision's, on any module that takes (B, C, H, W). Every function runs the model in eval
-mode and leaves its mode, parameters and gradients as they were.
+Works on our networks, on torchvision's, on any module that takes (B, C, H, W), on any device. Every function runs the
+model in eval mode and leaves its mode, parameters and gradients as they were.
 """
 import contextlib
 from collections.abc import Iterator
@@ -15,19 +15,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...scnet import SelfCalibration
+from ...scnet import SCConv, SelfCalibration
 
 
 def grad_cam(model: nn.Module, layer: str | nn.Module, x: Tensor, classes: Tensor | None = None) -> Tensor:
     """Which places of a layer's map speak for a class (Selvaraju et al. 2017, arXiv:1610.02391).
 
-    Each channel of the map is weighted by the mean gradient of the class's logit, the sum is cut off at zero, scaled
-    to at most 1 and enlarged bilinearly to the picture.
+    Each channel of the map is weighted by the mean gradient of the class's logit; the sum is clipped at zero, scaled to
+    at most 1 and upsampled bilinearly to the size of the image.
 
     Args:
         layer: a module of the model or its name, such as "layer4" or "layer3.0.scconv".
-        x: pictures (B, C, H, W), normalized as in training.
-        classes: (B,) indices of the logits to explain; None: each picture's largest.
+        x: images (B, C, H, W), normalized as in training.
+        classes: (B,) indices of the logits to explain; None: the largest of each image.
 
     Returns (B, H, W) in 0..1; all zero where nothing speaks for the class.
     """
@@ -35,7 +35,7 @@ def grad_cam(model: nn.Module, layer: str | nn.Module, x: Tensor, classes: Tenso
         logits, map = run_to(model, layer, watched(x))              # a gradient, even of a frozen network
         classes = logits.argmax(1) if classes is None else torch.as_tensor(classes, device=logits.device).clone()
         if classes.shape != (len(x),) or classes.min() < 0 or classes.max() >= logits.shape[1]:
-            raise ValueError(f"classes must be {len(x)} indices below {logits.shape[1]}, one for each picture.")
+            raise ValueError(f"classes must be {len(x)} indices below {logits.shape[1]}, one for each image.")
         scores = logits.gather(1, classes[:, None]).sum()
         gradient, = torch.autograd.grad(scores, map)        # (B, K, h, w)
     weights = gradient.mean((2, 3), keepdim=True)           # (B, K, 1, 1)
@@ -45,17 +45,16 @@ def grad_cam(model: nn.Module, layer: str | nn.Module, x: Tensor, classes: Tenso
 
 
 def effective_field(model: nn.Module, layer: str | nn.Module, x: Tensor, *, draws: int = 16, seed: int = 0) -> Tensor:
-    """Which pixels one position of a layer's map really answers to (Luo et al. 2016, arXiv:1701.04128).
+    """Which pixels one position of a layer's map really responds to (Luo et al. 2016, arXiv:1701.04128).
 
-    The squared gradient of the map at one position with respect to the picture, averaged over the channels (by random
-    signs, whose products cancel), over the pictures and over `draws` positions of the inner third of each; every
-    picture has the same weight. Pooling with a window looks differently from each place in the window: hence the
-    many positions.
+    The squared gradient of the map at one position with respect to the image, averaged over the channels (by random
+    signs, whose cross terms cancel), over the images, and over `draws` random positions in the middle third of each.
+    All images have the same weight. Many positions, because what a pooled pixel sees depends on where its window lies.
 
     Args:
-        x: pictures (B, C, H, W). What reaches further than a third of the picture is not seen: take large ones.
+        x: images (B, C, H, W). Whatever lies more than a third of the image away is not seen: take large ones.
 
-    Returns (side, side), sum 1, its centre the position's own pixel; side = 2 * (min(H, W) // 3) + 1 px.
+    Returns (side, side), sum 1, its centre the pixel of the position itself; side = 2 * (min(H, W) // 3) + 1 px.
     """
     reach = min(x.shape[2:]) // 3
     random = torch.Generator().manual_seed(seed)
@@ -78,11 +77,11 @@ def effective_field(model: nn.Module, layer: str | nn.Module, x: Tensor, *, draw
 
 
 def _inner(size: int, cells: int, reach: int) -> Tensor:
-    """The cells of a map whose own pixel has `reach` further pixels of the picture on both sides."""
+    """The cells of a map whose own pixel has `reach` more pixels of the image on both sides."""
     pixel = torch.arange(cells) * size // cells
     inner = ((pixel >= reach) & (pixel + reach < size)).nonzero()[:, 0]
     if not len(inner):
-        raise ValueError(f"A map of {cells} cells over {size} px has none in the inner third: take larger pictures.")
+        raise ValueError(f"A map of {cells} cells over {size} px has none in the middle third: take larger images.")
     return inner
 
 
@@ -91,15 +90,16 @@ def _choose(cells: Tensor, count: int, random: torch.Generator) -> Tensor:
 
 
 def field_side(field: Tensor, share: float = 0.5) -> float:
-    """The side, in px, of the centred square that holds a share of a field (2n+1, 2n+1); between pixels interpolated.
+    """The side, in px, of the centred square that holds a share of a field (2n+1, 2n+1), interpolated between pixels.
 
-    One number for a field's size. Half of the energy is less at the mercy of a field's faint, wide skirts than its
-    variance or a threshold would be.
+    One number for the size of a field. Half of the energy depends less on its faint, wide tails than a variance or a
+    threshold would.
     """
+    field = field.cpu().double()                            # float64 on the CPU: MPS has none
     n = len(field) // 2
     distance = (torch.arange(len(field)) - n).abs()
     ring = torch.maximum(distance[:, None], distance[None, :])                  # 0 at the centre, n at the border
-    inside = torch.zeros(n + 1, dtype=torch.float64).index_add_(0, ring.flatten(), field.double().cpu().flatten())
+    inside = torch.zeros(n + 1, dtype=torch.float64).index_add_(0, ring.flatten(), field.flatten())
     inside = inside.cumsum(0) / inside.sum()
     k = int(torch.searchsorted(inside, share))
     before = inside[k - 1].item() if k else 0.0
@@ -107,25 +107,24 @@ def field_side(field: Tensor, share: float = 0.5) -> float:
 
 
 def gates(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    """Every gate of a network: sigmoid(x + up(k2(x))) of each SelfCalibration, (B, C, H, W) in 0..1, by its name."""
+    """Every gate of a network, (B, C, H, W) in 0..1, by the name of its SelfCalibration or SCConv."""
     found: dict[str, Tensor] = {}
 
-    def look(name: str):
-        def hook(module: SelfCalibration, inputs: tuple[Tensor]) -> None:
-            x = inputs[0]
-            found[name] = torch.sigmoid(x + F.interpolate(module.k2(x), size=x.shape[2:]))
+    def keep(name: str):
+        def hook(_module: nn.Module, _inputs: tuple[Tensor], gate: Tensor) -> None:
+            found[name] = gate
         return hook
 
     with evaluating(model), torch.no_grad(), contextlib.ExitStack() as stack:
         for name, module in model.named_modules():
-            if isinstance(module, SelfCalibration):
-                stack.callback(module.register_forward_pre_hook(look(name)).remove)
+            if isinstance(module, (SelfCalibration, SCConv)):
+                stack.callback(module.gate.register_forward_hook(keep(name)).remove)
         model(x)
     return found
 
 
 def energy_inside(cam: Tensor, mask: Tensor) -> Tensor:
-    """The share of each map (B, H, W) that lies inside its mask (B, H, W) bool: (B,) in 0..1; NaN for an empty map."""
+    """How much of each map (B, H, W) lies inside its mask (B, H, W) bool: (B,) in 0..1; NaN for an empty map."""
     return (cam * mask).sum((1, 2)) / cam.sum((1, 2))
 
 
@@ -148,12 +147,12 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def watched(x: Tensor) -> Tensor:
-    """A copy that gradients are computed for, of any x, one from torch.inference_mode() included."""
+    """A copy of any x that takes gradients, even of one made in torch.inference_mode()."""
     return x.detach().clone().requires_grad_()
 
 
 def run_to(model: nn.Module, layer: str | nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The model's output and, on the way to it, the layer's map (B, K, h, w)."""
+    """The output of the model, and the layer's map (B, K, h, w) on the way to it."""
     if isinstance(layer, str):
         layers, children = dict(model.named_modules()), ", ".join(name for name, _ in model.named_children())
         if layer not in layers:
@@ -163,7 +162,7 @@ def run_to(model: nn.Module, layer: str | nn.Module, x: Tensor) -> tuple[Tensor,
 
     def keep(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
         maps.append(output)
-        return output.clone()           # a ReLU that follows may work in place: let it have its own
+        return output.clone()           # a ReLU that follows may work in place: it gets a copy
 
     handle = layer.register_forward_hook(keep)
     try:

@@ -14,15 +14,15 @@ from torch import Tensor, nn
 
 
 class GhostModule(nn.Module):
-    """Stands where a convolution from inp to oup channels stands, at about 1/ratio of its multiply-adds.
+    """Replaces a convolution from inp to oup channels, at about 1/ratio of its multiply-adds.
 
     Args:
         inp, oup: channels in and out (c and n).
         kernel_size: k of the primary convolution.
-        ratio: s, how many maps each primary map stands for, itself included; 1 leaves an ordinary convolution.
+        ratio: s, how many maps each primary map yields, itself included; 1 is an ordinary convolution.
         dw_size: d of the cheap operation, a depthwise convolution.
         stride: of the primary convolution.
-        relu: whether both parts end in a ReLU.
+        relu: whether both parts end with a ReLU.
 
     Shapes: (B, inp, H, W) -> (B, oup, ceil(H / stride), ceil(W / stride)), for odd kernel_size and dw_size.
     The names in the state dict are those of the authors' code.
@@ -32,7 +32,7 @@ class GhostModule(nn.Module):
                  relu: bool = True):
         super().__init__()
         if min(inp, oup, kernel_size, ratio, dw_size, stride) < 1 or kernel_size % 2 == 0 or dw_size % 2 == 0:
-            raise ValueError("a Ghost module takes positive numbers, and odd ones for kernel_size and dw_size; found "
+            raise ValueError("A Ghost module takes positive numbers, odd ones for kernel_size and dw_size; found "
                              f"{inp=}, {oup=}, {kernel_size=}, {ratio=}, {dw_size=}, {stride=}.")
         self.oup = oup
         primary = math.ceil(oup / ratio)
