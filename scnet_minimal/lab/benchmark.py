@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from .device import describe_machine, resolve_device, synchronize
-from .errors import FileError, UserError
+from .errors import FileError, UserError, user_errors
 from .study.timing import interleaved, peak_megabytes, ratio, settled, silence_tools
 from .study.treatments import CHAINS, STEPS, TRAIN_CHAINS, missing, prepare
 
@@ -154,15 +154,16 @@ def run_benchmark(args: argparse.Namespace) -> None:
     try:
         device = resolve_device(args.device)
     except (RuntimeError, AssertionError) as error:                  # AssertionError: a torch built without CUDA
-        raise UserError(f"There is no device {args.device!r} here: {_first_line(error)}") from error
+        raise UserError(f"The device {args.device!r} cannot be used here ({_first_line(error)[:100]}).") from error
     if device.type not in ("cpu", "cuda", "mps"):
         raise UserError(f"Networks cannot be timed on the device {args.device!r}: choose cpu, cuda or mps.")
     if device.type == "cpu" and not args.train:
         freeze_weights()
-    from .zoo import model_names
+    from .zoo import create_model
 
-    if unknown := [name for name in args.networks if name not in model_names()]:
-        raise UserError(f"There is no network {unknown[0]!r}: there are {', '.join(model_names())}.")
+    for name in args.networks:
+        with user_errors(ValueError), torch.device("meta"):
+            create_model(name)
     if args.json:
         try:
             args.json.parent.mkdir(parents=True, exist_ok=True)

@@ -6,18 +6,20 @@
 The notebooks themselves are not changed. Open build/index.html to read.
 """
 import argparse
-import asyncio
-import signal
+import os
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 from jupyter_client.kernelspec import NATIVE_KERNEL_NAME, KernelSpecManager
 from nbclient import NotebookClient
 from tqdm import tqdm
 
+from .course.grading import end_process_tree
 from .course.notebooks import NOTEBOOKS, choose_notebooks, code_cells, findings, make_folder, read_notebook, title
 from .course.pages import Walk, write_front_page, write_page
 from .errors import FileError, UserError
@@ -25,39 +27,13 @@ from .errors import FileError, UserError
 COMMAND = "python -m scnet_minimal.lab.walkthrough"
 
 
-async def _execute(client: NotebookClient) -> bool:
-    """client.async_execute() that Ctrl-C ends at once; whether it did.
-
-    nbclient's own answer to Ctrl-C ends the kernel and then reports a dead kernel, as if the notebook had killed it.
-    """
-    loop, task, interrupted = asyncio.get_running_loop(), asyncio.current_task(), False
-
-    def interrupt(*_) -> None:
-        nonlocal interrupted
-        interrupted = True
-        loop.call_soon_threadsafe(task.cancel)
-
-    async with client.async_setup_kernel(stderr=subprocess.DEVNULL):    # the kernel's own log; cells print elsewhere
-        try:
-            loop.add_signal_handler(signal.SIGINT, interrupt)
-        except NotImplementedError:                                     # Windows
-            signal.signal(signal.SIGINT, interrupt)
-        try:
-            for index, cell in enumerate(client.nb.cells):
-                await client.async_execute_cell(cell, index, execution_count=client.code_cells_executed + 1)
-        except (Exception, asyncio.CancelledError):
-            if not interrupted:
-                raise
-    return interrupted
-
-
 def run_notebook(path: Path) -> Walk:
-    """Execute one notebook in its own folder, in this Python.  KeyboardInterrupt on Ctrl-C."""
+    """Execute one notebook in its own folder, in this Python."""
     notebook = read_notebook(path)
     code = code_cells(notebook)
     for cell in code:                       # where a run stops early, no output of an older one must show
         cell.outputs, cell.execution_count = [], None
-    started, done, stopped, interrupted = time.monotonic(), [], "", False
+    started, done, stopped = time.monotonic(), [], ""
     with tqdm(total=len(code), desc=path.stem, unit="cell", bar_format="{desc} {bar:30} cell {n}/{total}, {elapsed}",
               mininterval=0, file=sys.stdout) as bar:
         client = NotebookClient(notebook, kernel_name=NATIVE_KERNEL_NAME, timeout=None, coalesce_streams=True,
@@ -65,15 +41,17 @@ def run_notebook(path: Path) -> Walk:
                                 on_cell_execute=lambda cell, **_: (done.append(cell), bar.update()))
         # Without kernel folders, this very Python is the only kernel: none of another environment can step in.
         client.create_kernel_manager().kernel_spec_manager = KernelSpecManager(kernel_dirs=[])
+        # In a thread, because in the main thread nbclient would answer Ctrl-C itself and report a dead kernel.
+        pool = ThreadPoolExecutor(1)
         try:
-            interrupted = asyncio.run(_execute(client))
+            pool.submit(client.execute, stderr=subprocess.DEVNULL).result()     # not what cells print: the kernel's log
         except Exception as error:          # a cell's error, a dead kernel: the other notebooks still run
             if code and not done:
                 raise UserError(f"The kernel did not start: {error}") from error
             kind, why = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", str(error))
             stopped = f"stopped at cell [{len(done)}]: {kind}: {(why.strip().splitlines() or ['no message'])[-1]}"
-    if interrupted:
-        raise KeyboardInterrupt
+        finally:
+            pool.shutdown(wait=False)
     return Walk(path, notebook, (time.monotonic() - started) / 60, stopped)
 
 
@@ -124,9 +102,11 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt:               # at once: nbclient's own clean-up would wait for the kernel
+        for child in psutil.Process().children():
+            end_process_tree(child.pid)
+        print("\ninterrupted", file=sys.stderr, flush=True)
+        os._exit(130)
     print(closing_table(walks), f"\nPages: {(args.out / 'index.html').resolve()}", sep="\n")
     return int(any(walk.stopped for walk in walks))
 
