@@ -142,3 +142,111 @@ def block_diagram(maps: dict[str, Tensor], r: int = 4) -> Figure:
                                    zorder=10 - k))
     ax.text(98.5, 16.3, "y = [y₁, y₂]\nC × H × W", ha="center", va="top", fontsize=9)
     return fig
+
+
+def bottleneck_diagram(sc: dict[str, tuple], plain: dict[str, tuple]) -> Figure:
+    """ResNet's bottleneck above SCNet's, every map a square as wide as the map is: a stride is seen as a shrinking.
+
+    sc, plain: (C, H, W) of the input, "x", and of what each module gives, by its name in SCBottleneck and in
+    torchvision's Bottleneck.
+    """
+    fig = plt.figure(figsize=(10.4, 6.85), facecolor="white")
+    ax = fig.add_axes((0, 0, 1, 1))
+    ax.set(xlim=(0, 104), ylim=(-1, 67.5))
+    ax.set_axis_off()
+    scale = 9 / sc["x"][1]
+
+    def tile(left, middle, shape, colour=INK, name="", below=True):
+        """A square for a map, its left side at x = left; returns the x of its right side."""
+        side = scale * shape[1]
+        ax.add_patch(plt.Rectangle((left, middle - side / 2), side, side, fc=colour + "22", ec=colour, lw=1.6))
+        if below:
+            ax.text(left + side / 2, middle - side / 2 - 0.6, " × ".join(map(str, shape)), ha="center", va="top",
+                    fontsize=8.5, color=colour)
+        ax.text(left + side / 2, middle - 0.1, name, ha="center", va="center", fontsize=10, color=colour)
+        return left + side
+
+    def arrow(start, end, label="", colour=INK, below=False):
+        ax.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=11, lw=1.4, color=colour,
+                                     shrinkA=0, shrinkB=0))
+        ax.text((start[0] + end[0]) / 2, (start[1] + end[1]) / 2 + (-0.7 if below else 0.7), label, ha="center",
+                va="top" if below else "bottom", fontsize=9, weight="bold", color=colour)
+
+    def path(*points, colour=INK):
+        ax.plot(*zip(*points), color=colour, lw=1.4, solid_joinstyle="miter")
+
+    def joint(x, y, sign, colour=INK):
+        ax.add_patch(Circle((x, y), 1.4, fc="white", ec=colour, lw=1.4, zorder=4))
+        ax.text(x, y - 0.1, sign, ha="center", va="center", fontsize=11, color=colour, zorder=5)
+
+    stride = sc["x"][1] // sc["conv3"][1]
+    strided = f"3×3, stride {stride}" if stride > 1 else "3×3"
+
+    def shortcut(y, above):
+        path((6.5, y + 4.5), (6.5, above), (89.5, above))
+        arrow((89.5, above), (89.5, y + 1.4))
+        ax.text(82, above - 0.4, "shortcut" + (f": 1×1, stride {stride}" if stride > 1 else ""), ha="center", va="top",
+                fontsize=9)
+
+    # ResNet's
+    row = 58
+    ax.text(0.5, 67, "ResNet", fontsize=11, weight="bold", color=PLAIN, va="top")
+    right = tile(2, row, plain["x"], name="x")
+    arrow((right, row), (20, row), "1×1")
+    right = tile(20, row, plain["conv1"], PLAIN)
+    arrow((right, row), (70, row), strided, PLAIN)
+    right = tile(70, row, plain["conv2"], PLAIN)
+    arrow((right, row), (88.1, row), "1×1")
+    joint(89.5, row, "+")
+    shortcut(row, 64)
+    arrow((90.9, row), (95, row))
+    tile(95, row, plain["conv3"])
+    # SCNet's: the two 1x1
+    high, low, wide, join = 36, 22, 5.5, 29                          # the rows: K1's, calibrated, context, both
+    ax.text(0.5, 46.5, "SCNet", fontsize=11, weight="bold", color=SC, va="top")
+    right = tile(2, join, sc["x"], name="x")
+    arrow((right, join + 1), (20, high), "", PLAIN)
+    arrow((right, join - 1), (20, low), "", SC)
+    ax.text(14.5, high - 1.5, "1×1", ha="center", fontsize=9, weight="bold", color=PLAIN)
+    ax.text(14.5, low + 1.5, "1×1", ha="center", va="top", fontsize=9, weight="bold", color=SC)
+    # the ordinary half
+    right = tile(20, high, sc["conv1_a"], PLAIN, "x₂")
+    arrow((right, high), (70, high), f"K₁  {strided}", PLAIN)
+    ordinary = tile(70, high, sc["k1"], PLAIN)
+    # the calibrated half: context below, detail above, their product
+    right = tile(20, low, sc["conv1_b"], SC, "x₁")
+    arrow((right, low), (38, low), "K₃  3×3", SC)
+    right = tile(38, low, sc["scconv.k3"], SC)
+    arrow((right, low), (52.1, low), "", SC)
+    turn = 31.5                                                      # where x1 branches off
+    path((turn, low), (turn, wide), (turn + 0.1, wide), colour=SC)
+    arrow((turn, wide), (40, wide), "pool", SC)
+    right = tile(40, wide, sc["scconv.k2.0"], SC)
+    arrow((right, wide), (50.5, wide), "K₂\n3×3", SC)
+    right = tile(50.5, wide, sc["scconv.k2"], SC)
+    arrow((right, wide), (58.6, wide), "up", SC)
+    joint(60, wide, "+", SC)
+    path((turn, 12), (60, 12), colour=SC)
+    arrow((60, 12), (60, wide + 1.4), "", SC)
+    ax.text(43, 12.3, "x₁ as it is", fontsize=8.5, color=SC, ha="center")
+    arrow((61.4, wide), (66, wide), "σ", SC)
+    tile(66, wide, sc["scconv.gate"], SC, "gate")
+    path((70.5, wide + 4.5), (70.5, 15), (53.5, 15), colour=SC)
+    arrow((53.5, 15), (53.5, low - 1.4), "", SC)
+    joint(53.5, low, "×", SC)
+    arrow((54.9, low), (70, low), f"K₄  {strided}", SC)
+    calibrated = tile(70, low, sc["scconv.k4"], SC)
+    # both halves, joined
+    size = scale * sc["k1"][1]
+    tile(80, join + size / 2, sc["k1"], PLAIN, below=False)
+    right = tile(80, join - size / 2, sc["scconv.k4"], SC, below=False)
+    ax.text(80 + size / 2, join - size - 0.6, " × ".join(map(str, (2 * sc["k1"][0], *sc["k1"][1:]))), ha="center",
+            va="top", fontsize=8.5, color=INK)
+    arrow((ordinary, high), (80, join + size / 2 + 0.5), "", PLAIN)
+    arrow((calibrated, low), (80, join - size / 2 - 0.5), "", SC)
+    arrow((right, join), (88.1, join), "1×1")
+    joint(89.5, join, "+")
+    shortcut(join, 43.5)
+    arrow((90.9, join), (95, join))
+    tile(95, join, sc["conv3"])
+    return fig
