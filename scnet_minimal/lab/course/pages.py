@@ -104,6 +104,7 @@ def _mathml(tex: str, display: bool) -> str:
         formula = convert(tex, display="block" if display else "inline")
     except Exception:               # TeX that it cannot read: the reader sees the source
         return f"<code>{html.escape(tex)}</code>"
+    formula = re.sub(r"\\([_%&#$])", r"\1", formula)          # inside \text it keeps these as they are
     return f'<span class="formula" style="display: block">{formula}</span>' if display else formula
 
 
