@@ -40,17 +40,18 @@ class PoolToFit(nn.AvgPool2d):
 
     def forward(self, x: Tensor) -> Tensor:
         window = smaller(self.kernel_size, x.shape[2]), smaller(self.kernel_size, x.shape[3])
-        return F.avg_pool2d(x, window, window)                       # the authors' code needs images of 97 px or more
+        return F.avg_pool2d(x, window, window)                       # the authors' nn.AvgPool2d fails below 97 px
 
 
 class SelfCalibration(nn.Module):
     """The calibrated half of the block, k2 to k4: what the authors' code calls `SCConv` and keeps at `.scconv`.
 
+    up() takes the nearest value, as the authors' code does and their weights need; the paper's text says bilinear.
+
     Args:
         channels: C, in and out.
         pooling_r: r, the side of the pooling window in pixels of the map.
-        stride: of the last convolution, k4.
-        dilation, groups: of all three convolutions; in k2 the dilation counts pooled pixels.
+        stride: of k4.  dilation, groups: of all three convolutions; in k2 the dilation counts pooled pixels.
         norm_layer: called with C.
 
     Shapes: (B, C, H, W) -> (B, C, H / stride, W / stride), rounded up.
@@ -83,11 +84,11 @@ def checked(x: Tensor, channels: int) -> Tensor:
 
 
 class SCConv(nn.Module):
-    """The self-calibrated convolution: stands wherever a 3x3 convolution with C channels in and C out stands.
+    """The self-calibrated convolution: a drop-in replacement for a 3x3 convolution, C channels in and C out.
 
     The first half of the channels is calibrated, the second goes through k1.  All four convolutions work on C/2
     channels: 4 * 9 * (C/2)^2 = 9 * C^2 weights, as many as in the 3x3 that it replaces.  (Not the "ScConv" of CVPR
-    2023.)  The arguments are those of SelfCalibration; C must be even, and groups divide C/2.
+    2023.)  The arguments are those of SelfCalibration; C must be even, and groups must divide C/2.
 
     Shapes: (B, C, H, W) -> (B, C, H / stride, W / stride), rounded up.
     """
@@ -101,7 +102,7 @@ class SCConv(nn.Module):
             half, pooling_r, stride=stride, dilation=dilation, groups=groups, norm_layer=norm_layer).children()
         self.k1 = conv3x3_norm(half, stride, dilation, groups, norm_layer)
 
-    calibrate = SelfCalibration.forward                              # with the k2, gate, k3 and k4 of this block
+    calibrate = SelfCalibration.forward                              # of this block's own k2, gate, k3 and k4
 
     def forward(self, x: Tensor) -> Tensor:
         x1, x2 = checked(x, self.channels).chunk(2, dim=1)           # 2 x (B, C/2, H, W)
@@ -112,7 +113,7 @@ class SCBottleneck(nn.Module):
     """The residual block of SCNet: two 1x1 convolutions make the halves, k1 and k2-k4 work on them, a 1x1 joins them.
 
     The arguments are those of torchvision.models.resnet.Bottleneck, in its order: either can be the `block` of SCNet.
-    A half has planes * base_width / 64 * groups channels; with base_width=32 both are as wide as one 3x3 of ResNet's.
+    A half has planes * base_width / 64 * groups channels: at base_width=32 the two are as wide as ResNet's one 3x3.
     avd: a 3x3 average pooling after the two halves carries the stride (from ResNeSt, https://arxiv.org/abs/2004.08955).
 
     Shapes: (B, inplanes, H, W) -> (B, 4 * planes, H / stride, W / stride), rounded up.
@@ -135,7 +136,7 @@ class SCBottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         a = self.k1(self.relu(self.bn1_a(self.conv1_a(x))))          # (B, half, H/stride, W/stride)
-        b = self.scconv(self.relu(self.bn1_b(self.conv1_b(x))))      # (B, half, H/stride, W/stride)
+        b = self.scconv(self.relu(self.bn1_b(self.conv1_b(x))))      # (B, half, H/stride, W/stride), first in SCConv
         y = self.avd_layer(self.relu(torch.cat([a, b], dim=1)))      # (B, 2 * half, H/stride, W/stride)
         y = self.bn3(self.conv3(y))                                  # (B, 4 * planes, H/stride, W/stride)
         y += x if self.downsample is None else self.downsample(x)
@@ -147,10 +148,9 @@ class SCNet(nn.Module):
 
     Args:
         layers: number of blocks in each of the four stages, such as (3, 4, 6, 3).
-        num_classes: outputs of the classifier; 0 leaves it out.
+        in_chans, num_classes: channels of the image; outputs of the classifier, where 0 leaves it out.
         block: takes the first eight arguments of SCBottleneck, and avd=True where that applies.  With torchvision's
             Bottleneck and bottleneck_width=64 this class is torchvision's ResNet: the plain twin to compare with.
-        in_chans: channels of the image.
         output_stride: image pixels per pixel of the last map, 32, 16 or 8.  At 16 and 8 the last one or two stages
             keep their resolution and dilate their convolutions instead.
         groups, bottleneck_width, widths: the block's `groups`, `base_width` and `planes` (by stage).  32 and 2: SCNeXt.
@@ -170,16 +170,16 @@ class SCNet(nn.Module):
             raise ValueError(f"layers and widths need a positive number for each of four stages: {layers}, {widths}.")
         if output_stride not in (32, 16, 8) or in_chans < 1 or num_classes < 0:
             raise ValueError(f"Out of range: {output_stride=} (32, 16 or 8), {in_chans=} or {num_classes=}.")
+        self.inplanes = widths[0] if stem_width is None else 2 * stem_width
         if stem_width is None:
-            self.inplanes = widths[0]
             self.conv1 = nn.Conv2d(in_chans, self.inplanes, 7, 2, padding=3, bias=False)
         else:
-            self.inplanes = 2 * stem_width
             self.conv1 = nn.Sequential(
                 nn.Conv2d(in_chans, stem_width, 3, 2, padding=1, bias=False), norm_layer(stem_width), nn.ReLU(True),
                 nn.Conv2d(stem_width, stem_width, 3, 1, padding=1, bias=False), norm_layer(stem_width), nn.ReLU(True),
                 nn.Conv2d(stem_width, self.inplanes, 3, 1, padding=1, bias=False))
         self.bn1, self.relu, self.maxpool = norm_layer(self.inplanes), nn.ReLU(True), nn.MaxPool2d(3, 2, padding=1)
+
         for stage, shrunk, blocks, planes in zip((1, 2, 3, 4), (4, 8, 16, 32), layers, widths):
             dilation = max(1, shrunk // output_stride)               # past output_stride, dilate instead of shrinking
             first_dilation = max(1, shrunk // 2 // output_stride)    # the first block keeps that of the stage before
