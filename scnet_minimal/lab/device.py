@@ -117,8 +117,12 @@ def describe_machine(device: torch.device) -> str:
     versions = f"torch {torch.__version__}, Python {platform.python_version()}, {platform.system()}"
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}; {versions}"
+    threads = f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+    return f"{processor_name()}, {'MPS, ' if device.type == 'mps' else ''}{threads}; {versions}"
+
+
+def processor_name() -> str:
+    """The CPU's model, such as "AMD EPYC"; at least its architecture."""
     cpuinfo = Path("/proc/cpuinfo")
     model = re.search(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.is_file() else None
-    name = model[1] if model else platform.processor() or platform.machine()
-    threads = f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
-    return f"{name}, {'MPS, ' if device.type == 'mps' else ''}{threads}; {versions}"
+    return model[1] if model else platform.processor() or platform.machine()

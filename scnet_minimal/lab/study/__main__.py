@@ -1,0 +1,167 @@
+"""The studies that the notebooks read, as commands: python -m scnet_minimal.lab.study {dots,trained,toynette} --help."""
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from ...weights import read_weights
+from .. import train_imagenet, zoo
+from ..data.toynette import write_toynette
+from ..errors import UserError
+from ..train.checkpoint import write_torch
+from ..train.processes import run_command
+from . import dots
+from .record import LEVELS, QUANTILES, quantiles, read_rows, record, setting
+
+COMMAND = "python -m scnet_minimal.lab.study"
+DOTS = Path("data", "studies", "dots.csv")
+KEY = ("block", "seed", "pictures", "isa", "threads", "torch", "processor")
+KEPT = ("plain", "two", "dilated4", "se", "coarse", "sc1", "sc4", "sc8")      # trained networks for the notebooks
+DOTS_EXAMPLES = f"""
+examples:
+
+  {COMMAND} dots --seeds 40
+      Every block on seeds 0 to 39, on all cores: about an hour on two. Killed or not, the same line resumes.
+
+  {COMMAND} dots --blocks sc4 sc4_sum --seeds 20 --pictures 12800
+      Two blocks, with four times the training.
+
+  {COMMAND} dots --seeds 10 --isa default --threads 2
+      As on an older processor, two threads a run: other last bits, so another outcome of every training.
+
+  {COMMAND} dots --table
+      What the record holds: for each setting and block, quantiles over seeds, and the median at each distance.
+
+blocks: {", ".join(dots.BLOCKS)}
+"""
+
+
+# --- dots -------------------------------------------------------------------------------------------------------------
+
+def add_dots(commands) -> None:
+    parser = commands.add_parser(
+        "dots", help="the game of notebooks 01 to 03, for many blocks and seeds",
+        description="Trains every block of the game \"mark the matches\" (study/dots.py) over many seeds and appends a "
+                    "row for each run to a table. Runs that the table has already are left out.",
+        epilog=DOTS_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=at_least_one, default=40, metavar="N", help="seeds 0 to N-1 (default 40)")
+    parser.add_argument("--blocks", nargs="+", choices=list(dots.BLOCKS), default=list(dots.BLOCKS), metavar="BLOCK",
+                        help="which, of those below (default all)")
+    parser.add_argument("--pictures", type=at_least_one, default=dots.PICTURES, metavar="N",
+                        help=f"pictures to train on (default {dots.PICTURES})")
+    parser.add_argument("--jobs", type=at_least_one, metavar="N",
+                        help="runs at the same time (default: cores over threads)")
+    parser.add_argument("--threads", type=at_least_one, default=1, metavar="N", help="threads of a run (default 1)")
+    parser.add_argument("--isa", choices=("native", *LEVELS), default="native",
+                        help="instruction set: the processor's own (default), or a lesser one of x86")
+    parser.add_argument("--out", type=Path, default=DOTS, metavar="CSV", help=f"the table (default {DOTS})")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--table", action="store_true", help="print what the table holds and train nothing")
+    instead.add_argument("--keep", type=Path, metavar="FOLDER",
+                         help=f"instead, train {', '.join(KEPT)} from seed 0 and write dots_BLOCK_0.pt there")
+    parser.set_defaults(run=run_dots)
+
+
+def run_dots(args: argparse.Namespace) -> None:
+    if args.table:
+        print(table(read_rows(args.out)))
+        return
+    if args.keep:
+        args.keep.mkdir(parents=True, exist_ok=True)
+        for block in KEPT:
+            net = dots.train_one(dots.BLOCKS[block].make, seed=0)
+            write_torch(args.keep / f"dots_{block}_0.pt", net.state_dict())
+            print(f"{args.keep / f'dots_{block}_0.pt'}: {100 * dots.score(net, seed=0)['all']:.1f}")
+        return
+    where = setting(args.isa, args.threads)
+    jobs = [{"block": block, "seed": seed, "pictures": args.pictures, **where}
+            for seed in range(args.seeds) for block in args.blocks]
+    ran = record(args.out, jobs, dots.play, key=KEY, threads=args.threads, isa=args.isa,
+                 processes=args.jobs or max(1, (os.cpu_count() or 1) // args.threads))
+    print(f"{args.out}: {ran} new runs, {len(read_rows(args.out))} in all")
+
+
+def table(rows: Sequence[dict]) -> str:
+    """Quantiles over seeds per setting and block, in points of IoU, and the median at each distance."""
+    by = ("pictures", "isa", "threads", "torch", "processor", "block")
+    at = {d: quantiles(rows, by, f"iou_{d}") for d in dots.DISTANCES}
+    lines, last = [], None
+    for group, (n, values) in quantiles(rows, by, "iou").items():
+        if group[:-1] != last:
+            last = group[:-1]
+            pictures, isa, threads, torch, processor = last
+            lines += ["", f"{pictures} pictures, {isa}, {threads} threads a run, torch {torch}, {processor}", "",
+                      f"{'block':16} {'n':>3}  " + " ".join(f"{'min' if q == 0 else 'max' if q == 1 else f'{q:.0%}':>5}"
+                                                          for q in QUANTILES)
+                      + "   median at " + " ".join(f"{d:>3}" for d in dots.DISTANCES)]
+        lines.append(f"{group[-1]:16} {n:3}  " + " ".join(f"{100 * v:5.1f}" for v in values) + " " * 13
+                     + " ".join(f"{100 * at[d][group][1][QUANTILES.index(0.5)]:3.0f}" for d in dots.DISTANCES))
+    return "\n".join(lines[1:]) or "no runs yet"
+
+
+# --- what the notebooks start from ------------------------------------------------------------------------------------
+
+def add_trained(commands) -> None:
+    parser = commands.add_parser(
+        "trained", help="the small networks of the notebooks, trained on Toynette",
+        description="Trains the small networks of the notebooks on Toynette (24 epochs of 96 px, the quick recipe) and "
+                    "writes their weights to data/trained. A minute or two each on an idle laptop. An interrupted "
+                    "training resumes where it was, in runs/trained. No number of theirs is a result.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which of {', '.join(zoo.TRAINED)}; none means all")
+    parser.set_defaults(run=run_trained)
+
+
+def run_trained(args: argparse.Namespace) -> int:
+    if unknown := set(args.names) - set(zoo.TRAINED):
+        raise UserError(f"There is no small network {', '.join(sorted(unknown))}, only {', '.join(zoo.TRAINED)}.")
+    for name in args.names or zoo.TRAINED:
+        if code := train_small(name):
+            return code
+        print(f"-> {zoo.TRAINED_FOLDER / name}.pt")
+    return 0
+
+
+def train_small(name: str, folder: Path = zoo.TRAINED_FOLDER, runs: Path = Path("runs", "trained"),
+                epochs: int = 24) -> int:
+    """Train a network of zoo.TRAINED and keep its weights in half precision; the exit code of the training."""
+    arch, seed = name.rsplit("_", 1)
+    if code := train_imagenet.main(["toynette", "--arch", arch, "--seed", seed, "--crop", "96", "--epochs", str(epochs),
+                                    "--output", str(runs / name), "--resume", "auto"]):
+        return code
+    weights = read_weights(runs / name / "last.pt")         # the last, not the best: nothing chosen on validation
+    half = {key: tensor.half() if tensor.is_floating_point() else tensor for key, tensor in weights.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_torch(folder / f"{name}.pt", half)
+    return 0
+
+
+def add_toynette(commands) -> None:
+    parser = commands.add_parser("toynette", help="the drawn data set",
+                                 description="Draws Toynette, both splits, as parquet: about a minute.")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to write")
+    parser.set_defaults(run=lambda args: write_toynette(args.out))
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+def at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog=COMMAND, description="Makes what the notebooks read: recorded studies, small "
+                                                               "trained networks, the drawn data set.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="STUDY")
+    for add in (add_dots, add_trained, add_toynette):
+        add(commands)
+    args = parser.parse_args(arguments)
+    try:
+        return args.run(args) or 0
+    except UserError as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,145 @@
+"""A table of many runs on disk: it grows by a row per run and resumes where it stopped; and what it says.
+
+    record("data/studies/x.csv", jobs, work, key=("block", "seed"), processes=2)
+
+runs work(job) -> row for every job whose key no row has yet.  A row is appended in one write when its run is done, so a
+killed recording loses no finished run, and two recordings may share a table.
+"""
+import contextlib
+import csv
+import io
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from ..device import processor_name
+from ..errors import FileError, UserError
+
+LEVELS = ("default", "avx2", "avx512")                                  # of x86, each holding the one before
+ONEDNN = {"default": "SSE41", "avx2": "AVX2", "avx512": "AVX512_CORE"}  # the same for PyTorch's convolutions
+QUANTILES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+def read_rows(path: str | Path) -> list[dict[str, str]]:
+    """Rows of a CSV, every value as text; none if there is no file.  A last line without its end does not count."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileError(f"{path} cannot be read: {error}.") from error
+    return list(csv.DictReader(io.StringIO(text[:text.rfind("\n") + 1])))
+
+
+def append_row(path: str | Path, row: dict) -> None:
+    """Add a row, with the names of its columns first if the file is new; on disk when this returns.
+
+    UserError if the table has other columns.
+    """
+    path, line = Path(path), io.StringIO(newline="")
+    writer = csv.DictWriter(line, list(row), lineterminator="\n")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a+b") as file:
+            file.seek(0)
+            header = file.readline().decode()
+            if not header.endswith("\n"):
+                file.truncate(0)                                        # new, or torn within its first line
+                writer.writeheader()
+            elif header.strip().split(",") != list(row):
+                raise UserError(f"{path} has the columns {header.strip()}, and these runs {','.join(row)}: name "
+                                "another file.")
+            else:
+                file.seek(-1, os.SEEK_END)
+                if file.read() != b"\n":
+                    drop_torn_line(file)
+            writer.writerow(row)
+            file.write(line.getvalue().encode())                        # at the end, whoever else writes
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise FileError(f"{path} cannot be written: {error.strerror or error}.") from error
+
+
+def drop_torn_line(file: io.BufferedRandom) -> None:
+    """Cut what a run that was killed while it wrote has left at the end."""
+    file.seek(0)
+    file.truncate(file.read().rfind(b"\n") + 1)
+
+
+# --- the runs ---------------------------------------------------------------------------------------------------------
+
+def setting(isa: str, threads: int) -> dict[str, str]:
+    """The columns that say where a run took place; "native" is what PyTorch takes by itself."""
+    return {"isa": native_level() if isa == "native" else isa, "threads": str(threads),
+            "torch": torch.__version__.split("+")[0], "processor": processor_name()}
+
+
+def native_level() -> str:
+    return torch.backends.cpu.get_cpu_capability().lower()
+
+
+def environment(isa: str) -> dict[str, str]:
+    """What to set before PyTorch starts, so that it keeps to these instructions.  UserError if the CPU lacks them."""
+    if isa == "native":
+        return {}
+    if native_level() not in LEVELS or LEVELS.index(isa) > LEVELS.index(native_level()):
+        raise UserError(f"--isa {isa}: this processor has {native_level()}; take native.")
+    return {"ATEN_CPU_CAPABILITY": isa, "ONEDNN_MAX_CPU_ISA": ONEDNN[isa]}
+
+
+@contextlib.contextmanager
+def environ(values: dict[str, str]) -> Iterator[None]:
+    """os.environ with these values, for the processes that are started meanwhile."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def record(path: str | Path, jobs: Sequence[dict], work: Callable[[dict], dict], *, key: Sequence[str],
+           processes: int = 1, threads: int = 1, isa: str = "native") -> int:
+    """Append work(job) for every job of which the table has no row with the same `key` columns; how many ran.
+
+    work must be importable by name: it runs in new processes, with `threads` threads each.
+    """
+    done = {tuple(row[k] for k in key) for row in read_rows(path)}
+    todo = [job for job in jobs if tuple(str(job[k]) for k in key) not in done]
+    if not todo:
+        return 0
+    with environ({**environment(isa), "OMP_NUM_THREADS": str(threads)}), multiprocessing.get_context("spawn").Pool(
+            min(processes, len(todo)), start_worker, (threads,)) as pool:
+        for row in tqdm(pool.imap_unordered(work, todo), total=len(todo), unit="run", desc=Path(path).stem,
+                        file=sys.stdout):
+            append_row(path, row)
+    return len(todo)
+
+
+def start_worker(threads: int) -> None:
+    """In each new process: its threads; Ctrl-C is for the parent, which ends this one."""
+    torch.set_num_threads(threads)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+# --- what it says -----------------------------------------------------------------------------------------------------
+
+def quantiles(rows: Sequence[dict], by: Sequence[str], column: str) -> dict[tuple[str, ...], tuple[int, np.ndarray]]:
+    """Per group of rows that agree in the columns `by`, in the order of the table: n, and QUANTILES of a column."""
+    groups: dict[tuple[str, ...], list[float]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[k] for k in by), []).append(float(row[column]))
+    return {group: (len(values), np.quantile(values, QUANTILES)) for group, values in groups.items()}
