@@ -1,4 +1,4 @@
-"""One look for all figures of the course: colours with a fixed meaning, a style, alt text, and the block's diagram."""
+"""One look for all figures of the course: colours with a fixed meaning, a style, alt text, and the diagrams."""
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
