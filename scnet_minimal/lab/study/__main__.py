@@ -1,4 +1,4 @@
-"""The studies that the notebooks read, as commands: python -m scnet_minimal.lab.study {dots,trained,toynette} --help."""
+"""The studies that the notebooks read, as commands: python -m scnet_minimal.lab.study {dots,trained,toynette} -h."""
 import argparse
 import os
 from collections.abc import Sequence

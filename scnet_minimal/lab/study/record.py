@@ -20,8 +20,9 @@ import torch
 from tqdm import tqdm
 
 from ..device import processor_name
-from ..errors import FileError, UserError
+from ..errors import FileError, MissingFileError, UserError
 
+STUDIES = Path(__file__).resolve().parents[3] / "data" / "studies"
 LEVELS = ("default", "avx2", "avx512")                                  # of x86, each holding the one before
 ONEDNN = {"default": "SSE41", "avx2": "AVX2", "avx512": "AVX512_CORE"}  # the same for PyTorch's convolutions
 QUANTILES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
@@ -37,6 +38,19 @@ def read_rows(path: str | Path) -> list[dict[str, str]]:
     except (OSError, UnicodeDecodeError) as error:
         raise FileError(f"{path} cannot be read: {error}.") from error
     return list(csv.DictReader(io.StringIO(text[:text.rfind("\n") + 1])))
+
+
+def recorded(name: str) -> list[dict[str, str]]:
+    """The rows of data/studies/NAME.csv, which comes with the repository.
+
+    MissingFileError if it is neither in the checkout nor in a data/studies above the working folder.
+    """
+    above = [folder / "data" / "studies" for folder in (Path.cwd(), *Path.cwd().parents)]
+    for path in (folder / f"{name}.csv" for folder in (STUDIES, *above)):
+        if path.is_file():
+            return read_rows(path)
+    raise MissingFileError(f"There is no {name}.csv in {STUDIES}, nor in a data/studies above the working folder: it "
+                           "comes with the repository.")
 
 
 def append_row(path: str | Path, row: dict) -> None:
