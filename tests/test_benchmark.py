@@ -1,31 +1,47 @@
-"""The benchmark: what it times is right, and what it cannot time it says."""
+"""The benchmark: what it times is right, and it says what it cannot time."""
 import json
+import os
 import statistics
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from scnet_minimal.lab import benchmark, nets
+from scnet_minimal import fuse
+from scnet_minimal.lab import benchmark
+from scnet_minimal.lab.study import timing, treatments
+from scnet_minimal.lab.zoo import create_model
 
-SMALL = ["--networks", "scnet_toy", "resnet_toy", "--size", "32", "--rounds", "3", "--batch", "2"]
+SMALL = ["--device", "cpu", "--networks", "scnet_toy", "resnet_toy", "--size", "32", "--rounds", "3", "--batch", "2"]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def same_environment(monkeypatch):
+    """The command sets variables for its own process: take them back."""
+    for name in ("TORCHINDUCTOR_FREEZING", "KINETO_LOG_LEVEL"):
+        monkeypatch.setenv(name, os.environ.get(name, "0"))
 
 
 @pytest.mark.parametrize("chain", ["fused", "fused + channels_last"])
 def test_a_treatment_gives_the_same_as_the_straightforward_network(chain):
     torch.manual_seed(0)
-    network, x = nets.build("scnet_toy"), torch.randn(2, 3, 32, 32)
-    plain, treated = (benchmark.prepare(network, c, x)() for c in ("straightforward", chain))
+    network, x = create_model("scnet_toy"), torch.randn(2, 3, 32, 32)
+    plain, treated = (treatments.prepare(network, c, x)() for c in ("straightforward", chain))
     torch.testing.assert_close(treated, plain, rtol=1e-4, atol=1e-5)
     assert network.training                                          # only a copy was touched
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ["exported", "ONNX Runtime"])
 def test_an_exported_network_takes_any_batch_and_gives_the_same(step):
-    if reason := benchmark.missing(step, "cpu"):
+    if reason := treatments.missing(step, "cpu"):
         pytest.skip(reason)
     torch.manual_seed(0)
-    network = nets.build("scnet_toy", num_classes=10).eval()
-    run, _ = benchmark.STEPS[step](benchmark.fuse(network), torch.randn(1, 3, 32, 32))
+    network = create_model("scnet_toy", num_classes=10).eval()
+    run, _ = treatments.STEPS[step](fuse(network), torch.randn(1, 3, 32, 32))
     for batch in (1, 2, 5):
         x = torch.randn(batch, 3, 32, 32)
         with torch.inference_mode():
@@ -35,8 +51,8 @@ def test_an_exported_network_takes_any_batch_and_gives_the_same(step):
 
 def test_a_training_step_leaves_gradients_and_changes_no_weight():
     torch.manual_seed(0)
-    network, x = nets.build("scnet_toy"), torch.randn(4, 3, 32, 32)
-    run, _ = benchmark.STEPS["training step"](network, x)
+    network, x = create_model("scnet_toy"), torch.randn(4, 3, 32, 32)
+    run, _ = treatments.STEPS["training step"](network, x)
     before = [p.clone() for p in network.parameters()]
     run(x)
     run(x)
@@ -46,14 +62,14 @@ def test_a_training_step_leaves_gradients_and_changes_no_weight():
 def test_every_run_runs_once_a_round_and_keeps_its_place():
     order = []
     runs = {name: lambda name=name: order.append(name) for name in "abc"}
-    times = benchmark.interleaved(runs, 8)
+    times = timing.interleaved(runs, 8)
     assert [*times] == ["a", "b", "c"] and {len(t) for t in times.values()} == {8}
     rounds = ["".join(order[i:i + 3]) for i in range(0, 24, 3)]
     assert {"".join(sorted(r)) for r in rounds} == {"abc"} and len(set(rounds)) > 1
 
 
 def test_ratios_are_taken_within_a_round():
-    assert benchmark.ratio([10, 100, 1000], [5, 50, 500]) == 2       # the machine slowed down, the ratio did not
+    assert timing.ratio([10, 100, 1000], [5, 50, 500]) == 2       # the machine slowed down, the ratio did not
 
 
 def test_peak_memory_counts_what_lives_at_once():
@@ -61,20 +77,41 @@ def test_peak_memory_counts_what_lives_at_once():
         a = torch.ones(1_000_000)                                    # 4 MB
         a = a + 1                                                    # two of them
         return a.sum()
-    assert 8 <= benchmark.peak_megabytes(once, "cpu") < 8.1
+    assert 8 <= timing.peak_megabytes(once, CPU) < 8.1
 
 
 def test_what_this_machine_cannot_do_has_a_reason(monkeypatch):
-    monkeypatch.setattr(benchmark.shutil, "which", lambda name: None)
-    assert "C++ compiler" in benchmark.missing("compiled", "cpu")
-    assert "CUDA" in benchmark.missing("CUDA graph", "cpu")
-    assert benchmark.missing("fused", "cpu") == ""
-    monkeypatch.setattr(benchmark, "has_bfloat16", lambda device: False)
-    assert "imitated" in benchmark.missing("bfloat16", "cpu")
+    monkeypatch.setattr(treatments.shutil, "which", lambda name: None)
+    assert "C++ compiler" in treatments.missing("compiled", "cpu")
+    assert "CUDA" in treatments.missing("CUDA graph", "cpu")
+    assert treatments.missing("compiled", "cuda:1") == treatments.missing("fused", "cpu") == ""
+    monkeypatch.setattr(treatments, "has_bfloat16", lambda device: False)
+    assert "bfloat16" in treatments.missing("bfloat16", "cpu")
+
+
+def test_devices_are_told_apart_by_their_type_not_their_name(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    assert treatments.missing("CUDA graph", "cuda:1") == treatments.missing("bfloat16", torch.device("cuda:1")) == ""
+    assert treatments.missing("CUDA graph", "mps") and treatments.missing("bfloat16", "mps")
+    assert timing.peak_megabytes(lambda: pytest.fail("torch cannot tell"), torch.device("mps")) is None
+
+
+def test_times_are_taken_when_the_device_has_finished(capsys, monkeypatch):
+    devices = []
+    monkeypatch.setattr(benchmark, "synchronize", devices.append)
+    assert benchmark.main([*SMALL, "--only", "straightforward"]) == 0
+    assert devices == [CPU] * 3 * 2 * 2                              # rounds, networks, before and after
+
+
+def test_bfloat16_is_known_from_an_older_torch_too(monkeypatch):
+    known = treatments.has_bfloat16("cpu")
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    if Path("/proc/cpuinfo").is_file():
+        assert treatments.has_bfloat16("cpu") == known
 
 
 def test_the_command_prints_one_table_and_writes_every_time(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(benchmark.shutil, "which", lambda name: None)
+    monkeypatch.setattr(treatments.shutil, "which", lambda name: None)
     file = tmp_path / "new" / "times.json"
     benchmark.main([*SMALL, "--only", "straightforward", "fused", "fused + compiled", "--json", str(file)])
     said, found = capsys.readouterr().out, json.loads(file.read_text())
@@ -94,16 +131,33 @@ def test_training_rows_have_the_memory_of_a_step(capsys):
     assert float(row.split()[-2]) > 0
 
 
-@pytest.mark.parametrize("arguments, sentence", [
-    (["--only", "fused + magic"], "no step 'magic'"), (["--rounds", "1"], "2 rounds"), (["--batch", "0"], "a picture")])
-def test_wrong_flags_get_one_sentence(arguments, sentence, capsys):
-    with pytest.raises(SystemExit):
-        benchmark.main(arguments)
-    assert sentence in capsys.readouterr().err
+@pytest.mark.parametrize("flags, fact", [
+    (["--only", "fused + magic"], "'magic'"), (["--rounds", "1"], "--rounds"), (["--batch", "0"], "--batch"),
+    (["--size", "0"], "--size"), (["--size", "x"], "--size"), (["--threads", "-1"], "--threads"),
+    (["--networks", "scnet5"], "scnet50"), (["--device", "foo"], "'foo'"), (["--device", ""], "''"),
+    (["--device", "meta"], "'meta'"), (["--device", "cuda:99"], "'cuda:99'"), (["--json", "/proc/nowhere/x"], "/proc")])
+def test_wrong_flags_end_with_exit_code_2_and_name_what_is_wrong(flags, fact, capsys):
+    try:
+        code = benchmark.main([*SMALL, *flags])
+    except SystemExit as end:                                        # argparse's way
+        code = end.code
+    out, error = capsys.readouterr()
+    assert code == 2 and fact in error.splitlines()[-1] and out == ""
 
 
-def test_help_teaches(capsys):
+def test_a_network_that_needs_larger_images_is_left_out_and_the_others_timed(capsys):
+    benchmark.main([*SMALL, "--networks", "inception_v3", "scnet_toy", "--only", "straightforward"])
+    out = capsys.readouterr().out
+    assert "left out: inception_v3" in out and "scnet_toy" in out
+
+
+def test_importing_it_leaves_the_compiler_to_be_imported_after_its_settings():
+    line = "import sys; from scnet_minimal.lab import benchmark; sys.exit('torch._inductor.config' in sys.modules)"
+    subprocess.run([sys.executable, "-c", line], check=True, cwd=Path(__file__).parents[1])
+
+
+def test_help_explains_the_table(capsys):
     with pytest.raises(SystemExit):
         benchmark.main(["--help"])
     said = capsys.readouterr().out
-    assert "three worked examples" in said and "the middle half" in said and "CUDA graph" in said
+    assert all(word in said for word in ("gain", "peak MB", "apart", *treatments.STEPS))
