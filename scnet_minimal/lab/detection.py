@@ -90,14 +90,14 @@ def work(args: argparse.Namespace, device: torch.device, place: Place) -> int:
     """One process of the command."""
     if args.evaluate:
         return _evaluate(args, device, place)
-    run = from_first(lambda: command.settle(args, _complete, _default_output))
-    settings, task = run.settings, run.settings["task"]
+    plan = from_first(lambda: command.settle(args, _complete, _default_output))
+    settings, task = plan.settings, plan.settings["task"]
     data = _load(settings, device, place, args.workers)
-    if run.state:
-        check_classes(run.state, data.classes, run.source)
+    if plan.state:
+        check_classes(plan.state, data.classes, plan.source)
     build = {name: settings[name] for name in ("task", "arch", "size", "channels", "head", "trainable", "frozen")}
     build |= {"classes": len(data.classes), "keypoints": len(data.keypoints) or 17}
-    weights = {} if run.state else {name: settings[name] for name in ("weights", "pretrained")}
+    weights = {} if plan.state else {name: settings[name] for name in ("weights", "pretrained")}
 
     def make() -> nn.Module:
         command.seed_everything(settings)
@@ -109,7 +109,7 @@ def work(args: argparse.Namespace, device: torch.device, place: Place) -> int:
                                          "build": build, "arguments": settings}, _score(task))
     from_first(keeper.open)
     batch_size = place.total_batch(settings["batch_size"])
-    command.print_start(data, f"{task} on {settings['arch']}", run, batch_size, place, device)
+    command.print_start(data, f"{task} on {settings['arch']}", plan, batch_size, place, device)
 
     def report(row: dict, best: bool) -> None:
         command.print_epoch(row, settings["epochs"], best, _results(row))
@@ -118,8 +118,8 @@ def work(args: argparse.Namespace, device: torch.device, place: Place) -> int:
     trainer = Trainer(model, data.train, detection_task(data, task, settings["amp"]), *_recipe(settings, model),
                       epochs=settings["epochs"], amp=bool(settings["amp"]), keeper=keeper, name=task, on_epoch=report,
                       print_freq=args.print_freq, quiet=None)
-    if run.state:
-        trainer.resume(run.state)
+    if plan.state:
+        trainer.resume(plan.state)
     history = command.train_until_done(trainer.run, keeper, args, _MODULE)
     if history is None:
         return 130
@@ -169,8 +169,7 @@ def _complete(given: dict, state: dict | None) -> dict:
         need_pycocotools()
     if settings["frozen"] is None:                          # a new run; a checkpoint's settings have all of this
         if not settings["weights"] and not settings["pretrained"] and settings["arch"].endswith("_toy"):
-            with user_errors(FileNotFoundError):
-                settings["weights"] = str(trained(settings["arch"]))
+            settings["weights"] = str(trained(settings["arch"]))
         settings["weights"] = None if settings["weights"] == "none" else settings["weights"]
         settings["frozen"] = bool(settings["weights"] or settings["pretrained"])
         if not settings["frozen"] and "trainable" not in given:

@@ -87,11 +87,10 @@ def _body(arch: str, weights: str | Path | None, pretrained: bool, dense: bool, 
             raise UserError(f"{arch} has no four stages for these heads: take one of ours, or a ResNet of torchvision.")
         if dense and arch in ("resnet18", "resnet34"):
             raise UserError(f"{arch} cannot be dilated for --task segment: take resnet50, or one of ours.")
-    with user_errors(ValueError):
-        body = zoo.create_model(arch, 1, **options)
+    body = zoo.create_model(arch, 1, **options)
     body.fc = nn.Identity()
     if pretrained and not weights:
-        with user_errors(ValueError, RuntimeError, OSError, hint="A file of your own loads with --weights PATH."):
+        with user_errors(RuntimeError, OSError, hint="A file of your own loads with --weights PATH."):
             weights = zoo.fetch_imagenet(arch, "IMAGENET1K_V1")
     with user_errors(ValueError, OSError, ImportError):
         return load_weights(body, weights) if weights else body

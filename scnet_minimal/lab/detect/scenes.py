@@ -35,7 +35,7 @@ from torchvision.transforms.v2.functional import horizontal_flip
 from tqdm import tqdm
 
 from ..data import toynette
-from ..data.sampler import EpochSampler
+from ..data.sampler import EpochSampler, leave_signals_to_parent
 from ..device import resolve_device
 from ..errors import UserError
 from .coco import CocoFolder, coco_truth, need_pycocotools
@@ -89,7 +89,8 @@ class SceneBatches:
     def __iter__(self) -> Iterator[tuple[list[Tensor], list[dict]]]:
         flipped = _Flipped(self.scenes, self.sampler.flips().tolist(), self.order)
         loader = DataLoader(flipped, batch_sampler=self.sampler, num_workers=self.workers, collate_fn=_as_lists,
-                            pin_memory=self.device.type == "cuda", generator=torch.Generator())
+                            pin_memory=self.device.type == "cuda", generator=torch.Generator(),
+                            worker_init_fn=leave_signals_to_parent)
         for images, targets in loader:
             yield ([x.to(self.device, non_blocking=True).float() / 255 for x in images],
                    [{name: value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else value
