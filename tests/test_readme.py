@@ -1,13 +1,81 @@
-"""The README keeps what it promises: its code runs, its links lead somewhere, its pictures are the notebooks' own."""
+"""The README keeps its promises: its code runs, its links lead somewhere, and every command line is one."""
 import base64
+import contextlib
+import importlib
+import io
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = ("train_imagenet", "detection", "benchmark", "coursework", "walkthrough", "study")
+PAGES = ["README.md", "notebooks/TEACHING.md", "data/toynette/README.md", "data/trained/README.md",
+         "data/studies/README.md"]
+
+
+def parser_of(command):
+    name = f"scnet_minimal.lab.{command}"
+    return importlib.import_module(f"{name}.__main__" if command == "study" else name).parser()
+
+
+def in_code(markdown):
+    """What stands in fenced blocks and between backticks, each span on one line."""
+    blocks = re.findall(r"```\w*\n(.*?)```", markdown, re.S)
+    spans = re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", markdown, flags=re.S))
+    return "\n".join([*blocks, *(" ".join(span.split()) for span in spans)])
+
+
+def command_lines(text):
+    """(command, arguments) of every line that starts one of ours; what follows two spaces or a # is a comment."""
+    text = re.sub(r"\s*\\\n\s*", " ", text)
+    for command, line in re.findall(r"-m scnet_minimal\.lab\.([\w.]+)(?: (\S.*))?$", text, re.M):
+        yield command, shlex.split(re.split(r"\s{2,}| #", line)[0])
+
+
+def help_texts(command):
+    """The command's --help without the usage lines, and that of each of its subcommands."""
+    yield parser_of(command).format_help().partition("\n\n")[2]
+    subcommands = re.search(r"\{([\w,]+)\} \.\.\.", parser_of(command).format_usage())
+    for name in subcommands[1].split(",") if subcommands else []:
+        with contextlib.redirect_stdout(screen := io.StringIO()), contextlib.suppress(SystemExit):
+            parser_of(command).parse_args([name, "--help"])
+        yield screen.getvalue().partition("\n\n")[2]
+
+
+def assert_all_parse(text, least):
+    lines = list(command_lines(text))
+    assert len(lines) >= least
+    for command, arguments in lines:
+        try:
+            parser_of(command).parse_args(arguments)
+        except SystemExit as end:
+            assert not end.code, f"{command} {shlex.join(arguments)}"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if (ROOT / page).is_file()])
+def test_every_command_line_on_a_page_parses(page):
+    assert_all_parse(in_code((ROOT / page).read_text(encoding="utf-8")), 1)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_line_in_a_help_text_parses(command):
+    assert_all_parse("\n".join(help_texts(command)), 1)
+
+
+def test_every_command_line_in_the_notebooks_parses():
+    texts = [in_code("".join(cell["source"])) for path in sorted((ROOT / "notebooks").glob("*.ipynb"))
+             for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "markdown"]
+    assert_all_parse("\n".join(texts), 3)
+
+
+def test_command_lines_are_found_wherever_they_stand():
+    page = ("Run `python -m scnet_minimal.lab.a\nx --y 1` or\n"
+            "```sh\ntorchrun -m scnet_minimal.lab.b 'p q' \\\n    --z   # why\n```")
+    assert list(command_lines(in_code(page))) == [("b", ["p q", "--z"]), ("a", ["x", "--y", "1"])]
 
 
 def test_the_examples_run():
@@ -29,13 +97,18 @@ def test_every_notebook_is_in_the_table():
         assert f"](notebooks/{notebook.name})" in README
 
 
-@pytest.mark.parametrize("picture, notebook", [
-    ("block.png", "03_self_calibrated_convolution"), ("two_dots.png", "01_why_context")])
-def test_pictures_are_stored_outputs_of_the_notebooks(picture, notebook):
-    cells = json.loads((ROOT / "notebooks" / f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
-    stored = [out["data"]["image/png"] for cell in cells for out in cell.get("outputs", [])
-              if "image/png" in out.get("data", {})]
-    assert (ROOT / "notebooks" / "images" / picture).read_bytes() in [base64.b64decode(png) for png in stored]
+def test_pictures_are_stored_outputs_of_the_notebooks():
+    stored = {base64.b64decode(out["data"]["image/png"]) for path in (ROOT / "notebooks").glob("*.ipynb")
+              for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] for out in cell.get("outputs", [])
+              if "image/png" in out.get("data", {})}
+    for picture in (ROOT / "notebooks" / "images").glob("*.png"):
+        assert picture.read_bytes() in stored and f"notebooks/images/{picture.name}" in README, picture.name
+
+
+def test_the_six_packages_have_the_same_ranges_wherever_they_are_named():
+    wanted = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and line[0] != "#"]
+    assert len(wanted) == 6
+    assert [line for line in wanted if f'"{line}"' not in (ROOT / "pyproject.toml").read_text()] == []
 
 
 def test_the_numbers_beside_the_two_dots_are_the_notebooks():
