@@ -1,55 +1,156 @@
-"""The two-dots test: its pictures are what the notebooks say, and its runs repeat."""
+"""The game "mark the matches": its pictures, labels and windows are what it says, and its runs repeat."""
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from scnet_minimal.lab import dots
+from scnet_minimal import SCConv
+from scnet_minimal.lab import zoo
+from scnet_minimal.lab.study import dots
 
 
-def centres(picture):
-    """Colour and upper left corner of the two dots of a picture, from its strongest 2x2 squares."""
-    sums = nn.functional.avg_pool2d(picture[None], 2, 1)[0]                 # (3, 19, 19)
+def found_dots(picture, labels):
+    """[(row, column, colour, label)] of the dots, from the picture's bright pixels alone; label from the dot's pixels.
+    """
     found = []
-    for _ in range(2):
-        colour, row, column = np.unravel_index(int(sums.argmax()), sums.shape)
-        found.append((int(colour), int(row), int(column)))
-        sums[colour, max(0, row - 1):row + 2, max(0, column - 1):column + 2] = -9
+    for colour in (0, 2):
+        bright = picture[colour] > 0.5                                             # (24, 24)
+        for row, column in np.argwhere(bright.numpy()):
+            if not any(0 <= row - r <= 1 and 0 <= column - c <= 1 for r, c, k, _ in found if k == colour):
+                assert bright[row:row + 2, column:column + 2].all()
+                (label,) = labels[row:row + 2, column:column + 2].unique().tolist()
+                found.append((int(row), int(column), colour, label))
     return found
 
 
-def test_labels_say_whether_the_colours_match_and_are_balanced():
-    x, y = dots.two_dots(200, seed=3)
-    assert x.shape == (200, 3, 20, 20) and x.dtype == torch.float32 and int(y.sum()) == 100
-    assert [int(a[0] == b[0]) for a, b in map(centres, x)] == y.tolist()
+def distance(a, b):
+    return max(abs(a[0] - b[0]), abs(a[1] - b[1]))
 
 
-def test_dots_are_as_far_apart_as_asked():
-    x, _ = dots.two_dots(200, seed=4, distance=(6, 9))
-    apart = [np.hypot(a[1] - b[1], a[2] - b[2]) for a, b in map(centres, x)]
-    assert 6 <= min(apart) < 6.6 and 8.4 < max(apart) <= 9
+def partners(found):
+    """(dot, its nearest other dot) for every dot."""
+    return [(a, min((b for b in found if b is not a), key=lambda b: distance(a, b))) for a in found]
 
 
-def test_one_dot_says_nothing_about_the_label():
-    x, y = dots.two_dots(3000, seed=5)
-    first = np.array([centres(picture)[0][0] for picture in x])
-    assert all(abs(y.numpy()[first == colour].mean() - 0.5) < 0.05 for colour in range(3))
+def test_a_label_says_whether_the_nearest_dot_has_the_same_colour():
+    x, y = dots.make_pictures(300, seed=1, distances=range(3, 10))  # at 2 px, two dots of one colour may be one shape
+    for picture, labels in zip(x, y):
+        found = found_dots(picture, labels)
+        assert len(found) == 4 and int((labels > 0).sum()) == 16
+        for dot, partner in partners(found):
+            assert dot[3] == (1 if dot[2] == partner[2] else 2)
 
 
-def test_runs_repeat_whether_side_by_side_or_alone():
-    block = {"plain": lambda: nn.Conv2d(16, 16, 3, padding=1)}
-    state, cores = torch.get_rng_state(), torch.get_num_threads()
-    found = dots.compare(block, seeds=(0, 1), distance=(3, 4), epochs=3)
-    assert torch.equal(state, torch.get_rng_state()) and torch.get_num_threads() == cores
-    torch.set_num_threads(1)                                                # as compare does, for equal rounding
-    try:
-        alone = [dots.train(block["plain"], seed, distance=(3, 4), epochs=3) for seed in (0, 1)]
-        assert found == {"plain": alone}
-    finally:
-        torch.set_num_threads(cores)
+@pytest.mark.parametrize("d", [3, 5, 9, 11])
+def test_pairs_are_as_far_apart_as_asked_and_further_from_each_other(d):
+    x, y = dots.make_pictures(40, seed=d, distances=[d])
+    for picture, labels in zip(x, y):
+        found = found_dots(picture, labels)
+        apart = sorted(distance(a, b) for i, a in enumerate(found) for b in found[:i])
+        assert apart[:2] == [d, d] and apart[2] >= d + 2
 
 
-@pytest.mark.parametrize("distance, lowest, highest", [((2, 3), 0.8, 1), ((10, 12), 0.35, 0.65)])
-def test_a_plain_convolution_compares_only_what_its_window_holds(distance, lowest, highest):
-    block = lambda: nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16))  # noqa: E731
-    assert lowest <= dots.train(block, 0, distance=distance, epochs=10) <= highest
+def test_partners_lie_in_every_direction_and_labels_are_balanced():
+    corner = dots.place_dots(np.full(4000, 5), np.random.default_rng(0))
+    step = (corner[:, :, 1] - corner[:, :, 0]).reshape(-1, 2)                      # (8000, down and right)
+    for axis in (0, 1):
+        for end in (-5, 5):
+            assert 0.2 < (step[:, axis] == end).mean() < 0.35                      # an edge of the square in four
+    assert set(map(tuple, step)) == {(a, b) for a in range(-5, 6) for b in range(-5, 6) if max(abs(a), abs(b)) == 5}
+    _, y = dots.make_pictures(2000, seed=2)
+    assert 0.47 < (y == 1).sum() / (y > 0).sum() < 0.53
+
+
+def test_one_dot_says_nothing_about_its_label():
+    x, y = dots.make_pictures(3000, seed=5)
+    for label in (1, 2):
+        red = ((x[:, 0] > 0.5) & (y == label)).sum()
+        assert 0.47 < red / (y == label).sum() < 0.53
+
+
+def test_every_distance_is_as_frequent_and_no_picture_returns():
+    corner = dots.place_dots(np.random.default_rng(0).choice(dots.DISTANCES, 4000), np.random.default_rng(1))
+    apart = abs(corner[:, 0, 1] - corner[:, 0, 0]).max(-1)
+    assert np.bincount(apart)[2:].min() > 420 and set(apart) == set(dots.DISTANCES)
+    (x, y), (again, _), (other, _) = (dots.make_pictures(4, seed) for seed in (7, 7, 8))
+    assert torch.equal(x, again) and not torch.equal(x, other)
+    assert x.shape == (4, 3, 24, 24) and x.dtype == torch.float32 and y.shape == (4, 24, 24) and y.dtype == torch.int64
+
+
+def test_mean_iou_by_hand():
+    y = torch.tensor([0, 0, 1, 1, 2, 2])
+    assert dots.mean_iou(y, y) == 1
+    assert dots.mean_iou(torch.tensor([0, 1, 1, 1, 1, 2]), y) == pytest.approx((2 / 4 + 1 / 2) / 2)
+    _, y = dots.make_pictures(2000, seed=0)
+    guess = torch.where(y > 0, torch.randint(1, 3, (2000, 1, 1), generator=torch.Generator().manual_seed(0)), 0)
+    assert dots.mean_iou(guess, y) == pytest.approx(1 / 3, abs=0.02)               # every dot found, nothing compared
+
+
+def seen_from(net, row, column, size):
+    """Which pixels (size, size) reach the logits at a pixel, by gradient."""
+    x = torch.randn(4, 3, size, size, dtype=torch.float64, requires_grad=True)
+    net(x)[:, :, row, column].sum().backward()
+    return x.grad.abs().sum((0, 1)) > 0
+
+
+@pytest.mark.parametrize("name", [n for n in dots.BLOCKS if n != "sc4_max"])       # max: the gradient meets one pixel
+def test_windows_are_as_counted(name):
+    torch.manual_seed(0)
+    block, size, middle = dots.BLOCKS[name], 56, 24                                # middle: a corner of every patch
+    net = dots.network(block.make()).double().eval()
+    pools = any(isinstance(m, nn.AvgPool2d) for m in net.modules())                # else every pixel sees alike
+    rows, columns = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    near, far, side = [], [], []
+    for i in range(8 if pools else 1):                                             # every place within a patch of 8
+        seen = seen_from(net, middle + i, middle + i, size)
+        away = torch.maximum((rows - middle - i).abs(), (columns - middle - i).abs())
+        near.append(int(away[~seen].min()) - 1 if not seen.all() else None)
+        far.append(int(away[seen].max()))
+        down = seen.any(1).nonzero()
+        side.append(int(down.max() - down.min()) + 1 - 2)                          # the stem adds a pixel on each side
+    if block.window is None:
+        assert near == [None]
+    else:
+        assert (max(side), min(near), max(far)) == (block.window, block.near, block.far)
+
+
+def test_the_variant_with_nothing_changed_is_scconv():
+    torch.manual_seed(0)
+    block, variant, x = SCConv(16), dots.Variant(), torch.randn(2, 16, 24, 24)
+    variant.load_state_dict(block.state_dict())
+    assert torch.equal(variant(x), block(x))
+    for change in (dict(product=False), dict(identity=False), dict(mode="bilinear"),
+                   dict(pool=nn.functional.max_pool2d)):
+        other = dots.Variant(**change)
+        other.load_state_dict(block.state_dict())
+        assert not torch.allclose(other(x), block(x), atol=1e-3)
+
+
+def test_blocks_keep_the_shape_and_most_have_the_weights_of_one_3x3():
+    weights = {}
+    for name, block in dots.BLOCKS.items():
+        made = block.make()
+        assert made(torch.randn(2, 16, 24, 24)).shape == (2, 16, 24, 24), name
+        weights[name] = sum(m.weight.numel() for m in made.modules() if isinstance(m, nn.Conv2d))
+    equal = {n for n in weights if n.startswith(("plain", "dilated", "coarse", "sc"))} - {"sc4_no_k2"}
+    assert {weights[n] for n in equal} == {2304}
+    others = {"two": 4608, "stack": 6912, "large": 43264, "large_depthwise": 2960, "calibrate_all": 2475,
+              "sc4_no_k2": 1728, "ghost": 1224, "ghost_dilated": 1224, "se": 2432}
+    assert {n: weights[n] for n in others} == others
+
+
+def test_a_run_repeats_and_leaves_random_numbers_alone():
+    state = torch.get_rng_state()
+    job = {"block": "sc4", "seed": 3, "pictures": 64}
+    rows = [dots.play(job) for _ in range(2)]
+    assert torch.equal(state, torch.get_rng_state())
+    for row in rows:
+        del row["cpu_s"]
+    assert rows[0] == rows[1] and list(rows[0])[3:] == ["iou", *(f"iou_{d}" for d in dots.DISTANCES)]
+
+
+@pytest.mark.parametrize("name, lowest, highest", [("sc4", 0.70, 0.90), ("coarse", 0.05, 0.25), ("plain", 0.25, 0.50)])
+def test_kept_networks_play_as_the_record_says(name, lowest, highest):
+    net = dots.network(dots.BLOCKS[name].make())
+    net.load_state_dict(torch.load(zoo.trained(f"dots_{name}", 0), weights_only=True))
+    assert lowest < dots.score(net.eval(), seed=0)["all"] < highest

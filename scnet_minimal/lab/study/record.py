@@ -157,3 +157,13 @@ def quantiles(rows: Sequence[dict], by: Sequence[str], column: str) -> dict[tupl
     for row in rows:
         groups.setdefault(tuple(row[k] for k in by), []).append(float(row[column]))
     return {group: (len(values), np.quantile(values, QUANTILES)) for group, values in groups.items()}
+
+
+def failure_bound(n: int, runs: int, confidence: float = 0.95) -> float:
+    """How often, at most, all of `runs` new runs miss what each of n recorded runs reached.
+
+    A miss of chance p passes unseen n times with chance (1 - p)**n, so that p <= 1 - (1 - confidence)**(1 / n) (about
+    3 / n), and `runs` runs miss together with chance p**runs.  Nothing is assumed of the distribution; only that the
+    new runs are independent draws from it.
+    """
+    return (1 - (1 - confidence) ** (1 / n)) ** runs
