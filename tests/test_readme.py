@@ -1,6 +1,7 @@
 """The README keeps its promises: its code runs, its links lead somewhere, and every command line is one."""
 import base64
 import contextlib
+import functools
 import importlib
 import io
 import json
@@ -17,6 +18,7 @@ PAGES = ["README.md", "notebooks/TEACHING.md", "data/toynette/README.md", "data/
          "data/studies/README.md"]
 
 
+@functools.cache
 def parser_of(command):
     name = f"scnet_minimal.lab.{command}"
     return importlib.import_module(f"{name}.__main__" if command == "study" else name).parser()
@@ -39,8 +41,7 @@ def command_lines(text):
 def help_texts(command):
     """The command's --help without the usage lines, and that of each of its subcommands."""
     yield parser_of(command).format_help().partition("\n\n")[2]
-    subcommands = re.search(r"\{([\w,]+)\} \.\.\.", parser_of(command).format_usage())
-    for name in subcommands[1].split(",") if subcommands else []:
+    for name in re.findall(r"^ {4}(\w+) {2,}\S", parser_of(command).format_help(), re.M):      # subcommands
         with contextlib.redirect_stdout(screen := io.StringIO()), contextlib.suppress(SystemExit):
             parser_of(command).parse_args([name, "--help"])
         yield screen.getvalue().partition("\n\n")[2]

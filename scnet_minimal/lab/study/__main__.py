@@ -1,6 +1,7 @@
 """The studies that the notebooks read, as commands: python -m scnet_minimal.lab.study {dots,trained,toynette} -h."""
 import argparse
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -150,17 +151,22 @@ def at_least_one(text: str) -> int:
     return int(text)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog=COMMAND, description="Makes what the notebooks read: recorded studies, small "
-                                                               "trained networks, the drawn data set.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="STUDY")
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(prog=COMMAND, description="Makes what the notebooks read: recorded studies, small "
+                                                          "trained networks, the drawn data set.")
+    commands = p.add_subparsers(dest="command", required=True, metavar="STUDY")
     for add in (add_dots, add_trained, add_toynette):
         add(commands)
-    args = parser.parse_args(arguments)
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parser().parse_args(argv)
     try:
         return args.run(args) or 0
     except UserError as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
+        print(f"error: {error}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":
