@@ -77,13 +77,13 @@ def test_every_distance_is_as_frequent_and_no_picture_returns():
     assert x.shape == (4, 3, 24, 24) and x.dtype == torch.float32 and y.shape == (4, 24, 24) and y.dtype == torch.int64
 
 
-def test_mean_iou_by_hand():
+def test_dot_iou_by_hand():
     y = torch.tensor([0, 0, 1, 1, 2, 2])
-    assert dots.mean_iou(y, y) == 1
-    assert dots.mean_iou(torch.tensor([0, 1, 1, 1, 1, 2]), y) == pytest.approx((2 / 4 + 1 / 2) / 2)
+    assert dots.dot_iou(y, y) == 1
+    assert dots.dot_iou(torch.tensor([0, 1, 1, 1, 1, 2]), y) == pytest.approx((2 / 4 + 1 / 2) / 2)
     _, y = dots.make_pictures(2000, seed=0)
     guess = torch.where(y > 0, torch.randint(1, 3, (2000, 1, 1), generator=torch.Generator().manual_seed(0)), 0)
-    assert dots.mean_iou(guess, y) == pytest.approx(1 / 3, abs=0.02)               # every dot found, nothing compared
+    assert dots.dot_iou(guess, y) == pytest.approx(1 / 3, abs=0.02)               # every dot found, nothing compared
 
 
 def seen_from(net, row, column, size):

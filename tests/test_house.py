@@ -18,7 +18,8 @@ FLOORS = (
     ("zoo", "data"),
     ("train",),
     ("detect", "study", "course"),
-    ("train_imagenet", "detection", "benchmark", "coursework", "walkthrough", "study.__main__"),
+    ("train_imagenet", "detection", "benchmark", "coursework", "walkthrough"),
+    ("study.__main__",),                            # a command that runs another
 )
 # scnet.py is the network and knows nobody; its builders ask weights.py for a file only when they are called with one.
 LAZY = {("scnet", "weights")}

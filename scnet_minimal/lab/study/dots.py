@@ -105,7 +105,7 @@ def train_one(make_block: Callable[[], nn.Module], seed: int, pictures: int = PI
     return net.eval()
 
 
-def mean_iou(predicted: Tensor, y: Tensor) -> float:
+def dot_iou(predicted: Tensor, y: Tensor) -> float:
     """Of match and no match, 0 to 1; predicted and y: labels of one shape."""
     both = [((predicted == k) & (y == k)).sum() / ((predicted == k) | (y == k)).sum() for k in (1, 2)]
     return float(sum(both) / 2)
@@ -116,8 +116,8 @@ def score(net: nn.Module, seed: int, pictures: int = 64, distances: Sequence[int
     """Mean IoU on `pictures` held-out pictures of each distance: {distance: IoU, ..., "all": IoU of all together}."""
     held_out = [make_pictures(pictures, 1_000_000 + 1000 * seed + d, [d]) for d in distances]
     predicted, labels = [net(x).argmax(1) for x, _ in held_out], [y for _, y in held_out]
-    scores = {d: mean_iou(p, y) for d, p, y in zip(distances, predicted, labels)}
-    return scores | {"all": mean_iou(torch.cat(predicted), torch.cat(labels))}
+    scores = {d: dot_iou(p, y) for d, p, y in zip(distances, predicted, labels)}
+    return scores | {"all": dot_iou(torch.cat(predicted), torch.cat(labels))}
 
 
 # --- the blocks: 16 channels in, 16 out, and a norm after every convolution -------------------------------------------
