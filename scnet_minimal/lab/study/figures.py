@@ -2,6 +2,7 @@
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch
 from torch import Tensor
@@ -48,99 +49,109 @@ def bars(ax, found: dict[str, list[float]], colours: dict[str, str], *, marks: d
 def maps_by_hand(picture: Tensor, r: int = 4) -> dict[str, Tensor]:
     """The block's maps for one grey picture (H, W) in 0..1, with kernels set by hand so that each step can be seen.
 
-    k2 averages and stretches the contrast, k3 keeps edges, k4 and k1 smooth slightly.  Nothing here is trained.
+    x1 is the picture, x2 its relief: two channels that a stem could give.  k2 averages and stretches the contrast, k3
+    keeps edges, k4 and k1 smooth slightly.  Nothing here is trained.
     """
-    x1 = x2 = picture[None, None]
-    box, laplace = torch.full((1, 1, 3, 3), 1 / 9), torch.tensor([[[[-1., -1, -1], [-1, 8, -1], [-1, -1, -1]]]])
+    def conv(x: Tensor, kernel: list[list[float]]) -> Tensor:
+        return F.conv2d(F.pad(x, (1, 1, 1, 1), "replicate"), torch.tensor([[kernel]]))
+
+    x1 = picture[None, None]
+    x2 = conv(x1, [[-2., -1, 0], [-1, 0, 1], [0, 1, 2]])
     small = F.avg_pool2d(x1, r)
-    k2 = F.conv2d(F.pad(small, (1, 1, 1, 1), "replicate"), box)
+    k2 = conv(small, [[1 / 9] * 3] * 3)
     k2 = 4 * (k2 - k2.mean()) / k2.std() - 3
     wide = F.interpolate(k2, size=x1.shape[2:])
     gate = torch.sigmoid(x1 + wide)
-    k3 = F.conv2d(F.pad(x1, (1, 1, 1, 1), "replicate"), laplace).abs()
-    soft = torch.tensor([[[[1., 2, 1], [2, 4, 2], [1, 2, 1]]]]) / 16
-    y1, y2 = F.conv2d(k3 * gate, soft, padding=1), F.conv2d(F.pad(x2, (1, 1, 1, 1), "replicate"), soft)
-    found = dict(x1=x1, small=small, k2=k2, wide=wide, gate=gate, k3=k3, gated=k3 * gate, y1=y1, x2=x2, y2=y2)
+    k3 = conv(x1, [[-1., -1, -1], [-1, 8, -1], [-1, -1, -1]]).abs()
+    soft = [[1 / 16, 2 / 16, 1 / 16], [2 / 16, 4 / 16, 2 / 16], [1 / 16, 2 / 16, 1 / 16]]
+    found = dict(x1=x1, small=small, k2=k2, wide=wide, gate=gate, k3=k3, gated=k3 * gate, y1=conv(k3 * gate, soft),
+                 x2=x2, y2=conv(x2, soft))
     return {name: m[0, 0] for name, m in found.items()}
 
 
 def block_diagram(maps: dict[str, Tensor], r: int = 4) -> Figure:
-    """The self-calibrated convolution as a picture whose boxes are maps: see maps_by_hand for their names."""
+    """The self-calibrated convolution as a picture whose boxes are maps: see maps_by_hand for their names.
+
+    All that belongs to the calibrated half is blue, all that belongs to the ordinary half orange.
+    """
     fig = plt.figure(figsize=(10.4, 5.4), facecolor="white")
     ax = fig.add_axes((0, 0, 1, 1))
     ax.set(xlim=(0, 104), ylim=(0, 54))
     ax.set_axis_off()
     top, middle, bottom = 41, 23, 5                                  # the lower edges of the three lanes of maps
     side = 10.0
+    tints = {colour: LinearSegmentedColormap.from_list("tint", ["black", colour, "white"]) for colour in (SC, PLAIN)}
 
-    def tile(name, x, y, caption, colour=INK, **limits):
-        m = maps[name]
-        ax.imshow(m.detach(), extent=(x, x + side, y, y + side), zorder=2, aspect="auto",
+    def tile(name, x, y, caption="", colour=SC, side=side, **limits):
+        limits = {"cmap": tints[colour]} | limits
+        ax.imshow(maps[name].detach(), extent=(x, x + side, y, y + side), zorder=2, aspect="auto",
                   interpolation="nearest", **limits)
         ax.add_patch(plt.Rectangle((x, y), side, side, fill=False, ec=colour, lw=1.8, zorder=3))
         ax.text(x + side / 2, y - 0.8, caption, ha="center", va="top", fontsize=9, color=colour)
 
-    def arrow(start, end, label="", colour=INK, bend="arc3", above=0.9):
-        ax.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=11, lw=1.5, color=colour,
-                                     connectionstyle=bend, shrinkA=0, shrinkB=0, zorder=1))
-        if label:
-            ax.text((start[0] + end[0]) / 2, max(start[1], end[1]) + above, label, ha="center", va="bottom",
-                    fontsize=9.5, weight="bold", color=colour)
+    def channels(name, x, y, colour):
+        """Half of a tensor's channels: a map, and others behind it."""
+        for k in (2, 1):
+            ax.add_patch(plt.Rectangle((x + 0.7 * k, y + 0.7 * k), 5.5, 5.5, fc="white", ec=colour, lw=1.4, zorder=2))
+        tile(name, x, y, "", colour, 5.5)
 
-    def joint(x, y, sign, colour):
-        ax.add_patch(Circle((x, y), 1.5, fc="white", ec=colour, lw=1.6, zorder=4))
-        ax.text(x, y - 0.08, sign, ha="center", va="center", fontsize=12, color=colour, zorder=5)
+    def arrow(start, end, label="", colour=SC, above=0.9):
+        ax.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=11, lw=1.5, color=colour, shrinkA=0,
+                                     shrinkB=0, zorder=1))
+        ax.text((start[0] + end[0]) / 2, max(start[1], end[1]) + above, label, ha="center", va="bottom", fontsize=9.5,
+                weight="bold", color=colour)
+
+    def joint(x, y, sign):
+        ax.add_patch(Circle((x, y), 1.5, fc="white", ec=SC, lw=1.6, zorder=4))
+        ax.text(x, y - 0.08, sign, ha="center", va="center", fontsize=12, color=SC, zorder=5)
 
     half, mid_top, mid_mid, mid_bot = side / 2, top + side / 2, middle + side / 2, bottom + side / 2
-    # the input, split into two halves of its channels
-    for k in range(5, -1, -1):
-        colour = SC if k > 2 else PLAIN
-        ax.add_patch(plt.Rectangle((1 + 0.7 * k, 17 + 0.7 * k), 6.5, 6.5, fc="white", ec=colour, lw=1.4, zorder=10 - k))
-    ax.text(6, 15.8, "x\nC × H × W", ha="center", va="top", fontsize=9)
-    arrow((11, 24), (16, mid_mid), colour=SC)
-    arrow((8.9, 19), (16, mid_bot + 2), colour=PLAIN)
-    tile("x1", 16, middle, "x₁: half the channels\nC/2 × H × W", SC)
+    # the input: its first channels are calibrated, the others are not
+    channels("x1", 1, 21.5, SC)
+    channels("x2", 1, 13, PLAIN)
+    ax.text(4.4, 12.2, "x\nC × H × W", ha="center", va="top", fontsize=9)
+    arrow((8.6, 25.5), (16, mid_mid))
+    arrow((8.6, 16), (16, mid_bot + 2), colour=PLAIN)
+    tile("x1", 16, middle, "x₁: half the channels\nC/2 × H × W")
     tile("x2", 16, bottom, "x₂: the other half", PLAIN)
     # the wide look
     ax.plot([16 + half, 16 + half], [middle + side, mid_top], color=SC, lw=1.5, zorder=1)
-    arrow((16 + half, mid_top), (32, mid_top), f"average\npool {r}×{r}", SC)
-    tile("small", 32, top, f"C/2 × H/{r} × W/{r}", SC)
-    arrow((42, mid_top), (48, mid_top), "K₂\n3×3", SC)
-    tile("k2", 48, top, f"sees {3 * r}×{3 * r} px of x₁", SC)
-    arrow((58, mid_top), (65, mid_top), f"nearest\n×{r}", SC)
-    tile("wide", 65, top, "C/2 × H × W", SC)
-    arrow((75, mid_top), (78, mid_top), "", SC)
-    joint(79.5, mid_top, "+", SC)
-    arrow((81, mid_top), (91, mid_top), "sigmoid", SC)
-    tile("gate", 91, top, "gate\ndark 0, bright 1", SC, vmin=0, vmax=1, cmap="viridis")
+    arrow((16 + half, mid_top), (32, mid_top), f"average\npool {r}×{r}")
+    tile("small", 32, top, f"C/2 × H/{r} × W/{r}")
+    arrow((42, mid_top), (48, mid_top), "K₂\n3×3")
+    tile("k2", 48, top, f"sees {3 * r}×{3 * r} px of x₁")
+    arrow((58, mid_top), (65, mid_top), f"nearest\n×{r}")
+    tile("wide", 65, top, "C/2 × H × W")
+    arrow((75, mid_top), (78, mid_top))
+    joint(79.5, mid_top, "+")
+    arrow((81, mid_top), (91, mid_top), "sigmoid")
+    tile("gate", 91, top, "gate\ndark 0, bright 1", vmin=0, vmax=1, cmap="viridis")
     # x1 itself also goes to the plus: a rail between the two upper lanes
     rail = middle + side + 3.2
     ax.plot([16 + half, 79.5], [rail, rail], color=SC, lw=1.5, zorder=1)
-    arrow((79.5, rail), (79.5, mid_top - 1.6), "", SC)
+    arrow((79.5, rail), (79.5, mid_top - 1.6))
     ax.plot(16 + half, rail, "o", ms=4, color=SC)
     ax.text(50, rail + 0.5, "x₁ as it is", fontsize=9, color=SC, ha="center")
     # the middle lane: what the gate multiplies
-    arrow((26, mid_mid), (40, mid_mid), "K₃  3×3", SC)
-    tile("k3", 40, middle, "K₃(x₁)", SC)
-    arrow((50, mid_mid), (55.2, mid_mid), "", SC)
-    joint(56.8, mid_mid, "×", SC)
+    arrow((26, mid_mid), (40, mid_mid), "K₃  3×3")
+    tile("k3", 40, middle, "K₃(x₁)")
+    arrow((50, mid_mid), (55.2, mid_mid))
+    joint(56.8, mid_mid, "×")
     ax.plot([101, 103, 103, 56.8], [mid_top, mid_top, rail - 2, rail - 2], color=SC, lw=1.5, zorder=1)
-    arrow((56.8, rail - 2), (56.8, mid_mid + 1.6), "", SC)
-    arrow((58.4, mid_mid), (63, mid_mid), "", SC)
-    tile("gated", 63, middle, "K₃(x₁) · gate", SC)
-    arrow((73, mid_mid), (80, mid_mid), "K₄\n3×3", SC)
-    tile("y1", 80, middle, "y₁: calibrated", SC)
+    arrow((56.8, rail - 2), (56.8, mid_mid + 1.6))
+    arrow((58.4, mid_mid), (63, mid_mid))
+    tile("gated", 63, middle, "K₃(x₁) · gate")
+    arrow((73, mid_mid), (78.5, mid_mid), "K₄\n3×3")
+    tile("y1", 78.5, middle, "y₁: calibrated")
     # the lower lane: an ordinary convolution
-    arrow((26, mid_bot), (80, mid_bot), "K₁  3×3,  an ordinary convolution", PLAIN)
-    tile("y2", 80, bottom, "y₂", PLAIN)
+    arrow((26, mid_bot), (78.5, mid_bot), "K₁  3×3,  an ordinary convolution", PLAIN)
+    tile("y2", 78.5, bottom, "y₂", PLAIN)
     # both halves side by side again
-    arrow((90, mid_mid), (95.8, 24.5), colour=SC)
-    arrow((90, mid_bot), (94, 19), colour=PLAIN)
-    for k in range(5, -1, -1):
-        colour = SC if k > 2 else PLAIN
-        ax.add_patch(plt.Rectangle((94 + 0.6 * k, 17.5 + 0.7 * k), 5.5, 6, fc="white", ec=colour, lw=1.4,
-                                   zorder=10 - k))
-    ax.text(98.5, 16.3, "y = [y₁, y₂]\nC × H × W", ha="center", va="top", fontsize=9)
+    arrow((88.5, mid_mid), (95, 25.5))
+    arrow((88.5, mid_bot + 2), (95, 16), colour=PLAIN)
+    channels("y1", 95.2, 21.5, SC)
+    channels("y2", 95.2, 13, PLAIN)
+    ax.text(98.6, 12.2, "y = [y₁, y₂]\nC × H × W", ha="center", va="top", fontsize=9)
     return fig
 
 
