@@ -211,7 +211,12 @@ def _join(device: torch.device, args: argparse.Namespace, place: Place) -> None:
 def run_command(main: Callable[[], int]) -> None:
     """main() as this whole process: `if __name__ == "__main__": run_command(main)`."""
     exit_at_once_on_signals()
-    sys.exit(main())
+    try:
+        code = main()
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):      # too late to change anything but the exit code
+            signal.signal(number, signal.SIG_IGN)
+    sys.exit(code)
 
 
 def exit_at_once_on_signals() -> None:
