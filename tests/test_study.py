@@ -123,6 +123,16 @@ def test_a_better_of_two_holds_as_often_as_computed():
     assert recording.failure_bound(100, runs=2) < 1e-3 < recording.failure_bound(80, runs=2)
 
 
+def test_the_estimate_of_a_tail_is_right_for_an_exponential_one_and_high_for_a_normal_one():
+    rng = np.random.default_rng(0)
+    heavy, normal = rng.exponential(1, 100_000), rng.normal(0, 1, 100_000)
+    for sign in (-1, 1):                                                                # misses below and above
+        assert recording.failure_estimate(sign * heavy, sign * 7) == pytest.approx(np.exp(-7), rel=0.1)
+        assert 0.001 < recording.failure_estimate(sign * normal, sign * 3.1) < 0.01     # 0.00097 in truth
+    with pytest.raises(ValueError, match="0.1"):
+        recording.failure_estimate(normal, 0.1)
+
+
 # --- the command ------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("arguments, fact", [

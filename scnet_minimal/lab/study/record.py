@@ -167,3 +167,18 @@ def failure_bound(n: int, runs: int, confidence: float = 0.95) -> float:
     new runs are independent draws from it.
     """
     return (1 - (1 - confidence) ** (1 / n)) ** runs
+
+
+def failure_estimate(values: Sequence[float], threshold: float) -> float:
+    """The chance that one new run falls beyond a threshold outside the middle half of the values recorded.
+
+    An estimate, not a bound: it takes the quarter of the values on that side to thin out exponentially, at the pace of
+    their mean distance from the quartile.  (Heavier than a normal tail; two heaps of values are another matter.)
+    """
+    values = np.asarray(values, float)
+    if threshold > np.median(values):
+        values, threshold = -values, -threshold
+    quartile = np.quantile(values, 0.25)
+    if threshold > quartile:
+        raise ValueError(f"{abs(threshold)} lies within the middle half of the values")
+    return float(0.25 * np.exp((threshold - quartile) / np.mean(quartile - values[values <= quartile])))
