@@ -163,7 +163,7 @@ def test_the_table_of_the_record(tmp_path, capsys):
     assert study.main(["dots", "--table", "--out", str(table)]) == 0
     last = capsys.readouterr().out.splitlines()[-1].split()
     assert last[:3] == ["sc4", "3", "70.0"] and last[5] == "80.0"
-    assert last[8:] == ["90.0", *map(str, range(20, 100, 10))]
+    assert last[8:] == ["90.0", "|", *map(str, range(20, 100, 10))]
 
 
 # --- what is recorded -------------------------------------------------------------------------------------------------
@@ -182,3 +182,7 @@ def test_the_record_is_complete_and_every_run_stands_in_it_once():
         for other in ({"isa": "default"}, {"threads": "2"}, {"torch": "2.11.0"}):
             seeds = {int(row["seed"]) for row in mine if other.items() <= row.items()}
             assert seeds >= set(range(10)), (block, other)
+
+
+def test_the_page_shows_the_table_of_the_record():
+    assert study.table(recording.read_rows(DOTS)) in (DOTS.parent / "README.md").read_text(encoding="utf-8")

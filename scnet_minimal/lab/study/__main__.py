@@ -85,18 +85,21 @@ def run_dots(args: argparse.Namespace) -> None:
 def table(rows: Sequence[dict]) -> str:
     """Quantiles over seeds per setting and block, in points of IoU, and the median at each distance."""
     by = ("pictures", "isa", "threads", "torch", "processor", "block")
+    overall = quantiles(rows, by, "iou")
     at = {d: quantiles(rows, by, f"iou_{d}") for d in dots.DISTANCES}
-    lines, last = [], None
-    for group, (n, values) in quantiles(rows, by, "iou").items():
-        if group[:-1] != last:
-            last = group[:-1]
-            pictures, isa, threads, torch, processor = last
-            lines += ["", f"{pictures} pictures, {isa}, {threads} threads a run, torch {torch}, {processor}", "",
-                      f"{'block':16} {'n':>3}  " + " ".join(f"{'min' if q == 0 else 'max' if q == 1 else f'{q:.0%}':>5}"
-                                                          for q in QUANTILES)
-                      + "   median at " + " ".join(f"{d:>3}" for d in dots.DISTANCES)]
-        lines.append(f"{group[-1]:16} {n:3}  " + " ".join(f"{100 * v:5.1f}" for v in values) + " " * 13
-                     + " ".join(f"{100 * at[d][group][1][QUANTILES.index(0.5)]:3.0f}" for d in dots.DISTANCES))
+    heads = ["min" if q == 0 else "max" if q == 1 else f"{q:.0%}" for q in QUANTILES]
+    lines = []
+    for where in dict.fromkeys(group[:-1] for group in overall):
+        pictures, isa, threads, torch, processor = where
+        lines += ["", f"{pictures} pictures, {isa}, {threads} thread{'s' * (threads != '1')} a run, torch {torch}, "
+                      f"{processor}", "",
+                  f"{'block':16} {'n':>2}  {' '.join(f'{h:>4}' for h in heads)}  |  median at "
+                  + " ".join(f"{d:>3}" for d in dots.DISTANCES) + " px"]
+        for block in dots.BLOCKS:
+            if group := overall.get((*where, block)):
+                medians = [at[d][*where, block][1][QUANTILES.index(0.5)] for d in dots.DISTANCES]
+                lines.append(f"{block:16} {group[0]:2}  {' '.join(f'{100 * v:4.1f}' for v in group[1])}  |  {'':9} "
+                             + " ".join(f"{100 * v:3.0f}" for v in medians))
     return "\n".join(lines[1:]) or "no runs yet"
 
 
