@@ -1,7 +1,8 @@
-"""Students' copies lack the answers and nothing else; grading is fair and survives what is handed in; stamps fit."""
+"""Students' copies lack the answers and nothing else; grading survives what is handed in; stamps agree."""
 import copy
 import csv
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,8 +13,13 @@ import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from scnet_minimal.lab import coursework, grading
-from scnet_minimal.lab.walkthrough import NOTEBOOKS
+from scnet_minimal.lab import coursework
+from scnet_minimal.lab.course import grading
+from scnet_minimal.lab.course.exercises import exercises
+from scnet_minimal.lab.course.handout import make_handout, without_answers
+from scnet_minimal.lab.course.notebooks import NOTEBOOKS, ROOT
+from scnet_minimal.lab.course.stamp import badges, stamp, stamped_address
+from scnet_minimal.lab.errors import UserError
 
 PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
 NAME = "01_small.ipynb"
@@ -64,7 +70,7 @@ def teacher(tmp_path_factory):
 @pytest.fixture(scope="module")
 def course(teacher, tmp_path_factory):
     out = tmp_path_factory.mktemp("students") / "course"
-    assert coursework.make(out, teacher) == 2
+    assert make_handout(out, teacher) == 2
     return out
 
 
@@ -105,6 +111,7 @@ def test_a_students_copy_runs_by_itself(course):
     assert f"](notebooks/{NAME}): 2 exercises" in (course / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_nbval_fails_exactly_at_the_unsolved_exercises(course, tmp_path):
     """In the students' copy, with none of two exercises solved, one, the other, and both."""
     room = tmp_path / "course"
@@ -119,15 +126,30 @@ def test_nbval_fails_exactly_at_the_unsolved_exercises(course, tmp_path):
 
 
 def test_work_that_is_already_there_is_not_overwritten(course, teacher):
-    with pytest.raises(SystemExit, match="already there"):
-        coursework.make(course, teacher)
+    with pytest.raises(UserError, match=course.name):
+        make_handout(course, teacher)
+
+
+@pytest.mark.parametrize("command, place", [
+    ("make", "file"), ("make", "file/below"), ("make", "x" * 300), ("make", "/proc/nowhere"),
+    ("grade", "handed-in"), ("grade", "file/below.csv"), ("grade", "x" * 300), ("grade", "/proc/grades.csv")])
+def test_a_place_that_cannot_be_written_is_named(teacher, tmp_path, capsys, monkeypatch, command, place):
+    (tmp_path / "file").touch()
+    (tmp_path / "handed-in" / "ada").mkdir(parents=True)
+    monkeypatch.setattr(grading, "_grade_all", lambda *_: pytest.fail("graded before it was known where to write"))
+    out, hand_ins = str(tmp_path / place), str(tmp_path / "handed-in")
+    line = [out] if command == "make" else [hand_ins, "--out", out, "--notebooks", str(teacher)]
+    assert coursework.main([command, *line]) == 2
+    error = capsys.readouterr().err
+    assert (place if place.startswith("/") else place.split("/")[0]) in error
+    assert error.count("\n") == 1
 
 
 def test_an_answer_outside_of_a_function_is_refused():
     notebook = teachers_notebook()
     notebook.cells[ADD].source = "### BEGIN SOLUTION\nadd = sum\n### END SOLUTION"
-    with pytest.raises(ValueError, match="answer-01-1.*function's body"):
-        coursework.without_answers(notebook)
+    with pytest.raises(UserError, match="answer-01-1"):
+        without_answers(notebook)
 
 
 @pytest.fixture(scope="module")
@@ -135,11 +157,11 @@ def both_ways(tmp_path_factory):
     """Each notebook's first two code cells, then: no exercise solved, then one more, from the last on."""
     root = tmp_path_factory.mktemp("both-ways")
     (root / "notebooks").mkdir()
-    shutil.copy(coursework.ROOT / "pyproject.toml", root)
-    (root / "scnet_minimal").symlink_to(coursework.ROOT / "scnet_minimal")
+    shutil.copy(ROOT / "pyproject.toml", root)
+    (root / "scnet_minimal").symlink_to(ROOT / "scnet_minimal")
     for path in PATHS:
         notebook = nbformat.read(path, as_version=4)
-        full, stubs = coursework.exercises(notebook), coursework.exercises(coursework.without_answers(notebook))
+        full, stubs = exercises(notebook), exercises(without_answers(notebook))
         cells = [cell for cell in notebook.cells if cell.cell_type == "code"][:2]
         cells += [cell for e in [*stubs, *reversed(full)] for cell in (e.answer, e.check)]
         cells = [new_code_cell(cell.source, outputs=cell.outputs, execution_count=1) for cell in cells]
@@ -148,10 +170,11 @@ def both_ways(tmp_path_factory):
     return failing(root)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_an_exercise_fails_in_its_check_alone_without_its_answer_and_passes_with_it(path, both_ways):
     """It takes the notebook's imports, and no other exercise's answer."""
-    n = len(coursework.exercises(nbformat.read(path, as_version=4)))
+    n = len(exercises(nbformat.read(path, as_version=4)))
     if not n:
         pytest.skip("no exercises yet")
     assert both_ways[path.stem] == [False, False] + [False, True] * n + [False, False] * n
@@ -159,17 +182,50 @@ def test_an_exercise_fails_in_its_check_alone_without_its_answer_and_passes_with
 
 # ---- grade ----
 
+def kept(notebook, keep, *solve):
+    """A notebook with these cells alone, of which some are solved."""
+    notebook = solved(notebook, *solve)
+    notebook.cells = [copy.deepcopy(notebook.cells[i]) for i in keep]
+    return notebook
+
+
+@pytest.mark.parametrize("keep, solve, expected", [
+    ([0, 1, CHECK_ADD, HALVE, CHECK_HALVE], [], ["check-1", "answer-2", "check-2"]),            # an answer is gone
+    ([0, 1, ADD, HALVE], [ADD], ["answer-1", "check-1", "answer-2", "check-2"]),                # checks are gone
+    ([0, 1, ADD, CHECK_ADD, ADD, CHECK_HALVE, HALVE], [ADD, HALVE],                             # doubled, out of order
+     ["answer-1", "answer-1", "check-1", "answer-2", "check-2"]),
+])
+def test_the_teachers_checks_follow_the_answers_wherever_these_are(keep, solve, expected):
+    reference = teachers_notebook()
+    notebook = kept(without_answers(reference), keep, *solve)
+    for cell in notebook.cells:
+        if grading.grade_id(cell).startswith("check"):
+            cell.source = "print('added')"
+    cells = grading.with_checks(notebook, reference).cells
+    assert [grading.grade_id(cell).replace("-01", "") for cell in cells if grading.grade_id(cell)] == expected
+    assert [cell.source for cell in cells if grading.grade_id(cell).startswith("check")] \
+        == [reference.cells[i].source for i in (CHECK_ADD, CHECK_HALVE)]
+
+
+def test_a_hand_in_is_found_by_its_name_or_by_its_exercises(tmp_path):
+    reference, teacher = teachers_notebook(), tmp_path / NAME
+    for student, files in {"ada": [f"deep/er/{NAME}"], "jon": ["small (1).ipynb"], "gil": [NAME], "hal": ["notes.txt"],
+                           "ivo": [f".ipynb_checkpoints/{NAME}"]}.items():
+        for name in files:
+            (path := tmp_path / student / name).parent.mkdir(parents=True)
+            path.write_text("[]" if student == "gil" else nbformat.writes(reference), encoding="utf-8")
+    found = {student: grading.find_hand_in(tmp_path / student, teacher, reference)
+             for student in ("ada", "jon", "gil", "hal", "ivo")}
+    assert [student for student, (notebook, _) in found.items() if notebook] == ["ada", "jon"]
+    assert NAME in found["gil"][1] and found["hal"][1] == found["ivo"][1] != ""
+
+
 def hand_ins(reference):
-    """{student: {path: what is handed in}} of all sorts. reference: the students' copy of the notebook."""
+    """{student: the notebook handed in}. reference: the students' copy."""
     def changed(*cells, **sources):
         notebook = solved(reference, *cells)
         for i, source in sources.items():
             notebook.cells[int(i[1:])].source = source
-        return notebook
-
-    def cells(keep, *solve):
-        notebook = solved(reference, *solve)
-        notebook.cells = [copy.deepcopy(notebook.cells[i]) for i in keep]
         return notebook
 
     def old(notebook):
@@ -181,66 +237,49 @@ def hand_ins(reference):
         return notebook
 
     return {
-        "ada": {f"notebooks/{NAME}": solved(reference, ADD, HALVE)},
-        "bob": {NAME: cells([0, 1, CHECK_ADD, HALVE, CHECK_HALVE])},
-        "cas": {NAME: changed(c5="def add(a, b):\n    return a - b", c6="print('added')",
-                              c8="class Half:\n    def of(self, x) return x / 2")},
-        "dot": {NAME: changed(c5="def add(a, b):\n    print(a)\n    return a + b",
-                              c8="class Half:\n    def of(self, x):\n        while True: pass")},
-        "eve": {NAME: changed(ADD, c8="class Half:\n    def of(self, x):\n        import os; os._exit(3)")},
-        "fay": {NAME: '{"cells": [', "other.ipynb": "[]"},
-        "gil": {NAME: "[]"},
-        "hal": {"notes.txt": "sorry"},
-        "jon": {"small (1).ipynb": cells([0, 1, ADD, HALVE], ADD),
-                ".ipynb_checkpoints/x.ipynb": solved(reference, ADD, HALVE)},
-        "kai": {NAME: changed(HALVE, c5="def add(a, b):\n    return a + b + rest - 2")},
-        "kim": {NAME: cells([0, 1, ADD, CHECK_ADD, ADD, CHECK_ADD, CHECK_HALVE, HALVE], ADD, HALVE)},
-        "lou": {NAME: old(solved(reference, ADD, HALVE))},
+        "cas": changed(c5="def add(a, b):\n    return a - b", c6="print('added')",
+                       c8="class Half:\n    def of(self, x) return x / 2"),
+        "dot": changed(c5="def add(a, b):\n    print(a)\n    return a + b",
+                       c8="class Half:\n    def of(self, x):\n        while True: pass"),
+        "eve": changed(ADD, c8="class Half:\n    def of(self, x):\n        import os; os._exit(3)"),
+        "kai": old(changed(HALVE, c5="def add(a, b):\n    return a + b + rest - 2")),    # needs a long cell
     }
 
 
 @pytest.fixture(scope="module")
 def graded(teacher, course, tmp_path_factory):
     folder, out = tmp_path_factory.mktemp("handed-in"), tmp_path_factory.mktemp("grades") / "grades.csv"
-    for student, files in hand_ins(nbformat.read(course / "notebooks" / NAME, as_version=4)).items():
-        for name, content in files.items():
-            path = folder / student / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(content if isinstance(content, str) else nbformat.writes(content), encoding="utf-8")
+    (folder / "hal").mkdir()
+    for student, notebook in hand_ins(nbformat.read(course / "notebooks" / NAME, as_version=4)).items():
+        (folder / student).mkdir()
+        nbformat.write(notebook, folder / student / NAME)
     code = coursework.main(["grade", str(folder), "--out", str(out), "--notebooks", str(teacher),
-                            "--jobs", "3", "--cell-seconds", "8"])
+                            "--jobs", "2", "--cell-seconds", "8"])
     with out.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     return {"code": code, "rows": rows, "files": list(out.parent.iterdir())}
 
 
-@pytest.mark.parametrize("student, points, messages", [
-    ("ada", (1, 2), ("", "")),
-    ("bob", (0, 0), ("NameError: name 'add' is not defined (answer: the cell is gone)",
-                     "exercise 2 is still to be solved")),
-    ("cas", (0, 0), ("is b subtracted?", "NameError: name 'Half' is not defined (answer: SyntaxError: ")),
-    ("dot", (0, 0), ("the check prints something else than expected: does the answer print?",
-                     "Timeout of 8 seconds exceeded: does it loop for ever?")),
-    ("eve", (1, 0), ("", "the kernel died")),
-    ("fay", (0, 0), (f"{NAME} is not a readable notebook: NotJSONError",) * 2),
-    ("gil", (0, 0), (f"{NAME} is not a readable notebook: ",) * 2),
-    ("hal", (0, 0), ("not handed in",) * 2),
-    ("jon", (1, 0), ("", "exercise 2 is still to be solved")),  # renamed, checks deleted; an editor's backup beside it
-    ("kai", (1, 2), ("", "")),                                  # makes use of a long cell
-    ("kim", (1, 2), ("", "")),                                  # cells doubled, and a check before its answer
-    ("lou", (1, 2), ("", "")),                                  # all metadata lost
+@pytest.mark.slow
+@pytest.mark.parametrize("student, points, facts", [
+    ("cas", (0, 0), ("is b subtracted?", "'Half'.*SyntaxError")),
+    ("dot", (0, 0), ("print", "8 seconds")),
+    ("eve", (1, 0), ("^$", "kernel")),
+    ("hal", (0, 0), (".", ".")),
+    ("kai", (1, 2), ("^$", "^$")),
 ])
-def test_a_hand_in_costs_its_own_row_and_says_why(graded, student, points, messages):
+def test_a_hand_in_costs_its_own_row_and_the_row_says_why(graded, student, points, facts):
     rows = [row for row in graded["rows"] if row["student"] == student]
     assert [(row["notebook"], row["exercise"], row["max_points"]) for row in rows] \
         == [("01_small", "1", "1"), ("01_small", "2", "2")]
     assert [int(row["points"]) for row in rows] == list(points)
-    for row, message in zip(rows, messages):
-        assert row["message"].startswith(message) and bool(row["message"]) == bool(message)
+    for row, fact in zip(rows, facts):
+        assert re.search(fact, row["message"]), row["message"]
 
 
+@pytest.mark.slow
 def test_one_row_per_student_and_exercise_and_no_unfinished_file_is_left(graded):
-    assert graded["code"] == 0 and len(graded["rows"]) == 2 * 12
+    assert graded["code"] == 0 and len(graded["rows"]) == 2 * 5
     assert [path.name for path in graded["files"]] == ["grades.csv"]
 
 
@@ -253,19 +292,27 @@ def test_long_cells_are_skipped_where_the_student_left_them_as_they_were():
     assert not any("nbval-skip" in cell.metadata.get("tags", []) for cell in short.cells)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_interrupted_is_stopped_with_all_that_it_started(course):
     notebook = nbformat.read(course / "notebooks" / NAME, as_version=4)
     notebook.cells[1].source = ("import time\nwhile True:\n    try:\n        time.sleep(1)\n"
                                 "    except KeyboardInterrupt:\n        pass")
     before = {process.pid for process in psutil.Process().children(recursive=True)}
-    found = grading.run(notebook, NAME, course, cell_seconds=1000, seconds=7, threads=1)
-    assert found == "stopped after 7 seconds"
+    found = grading.run_nbval(notebook, NAME, course, cell_seconds=1000, seconds=7, threads=1)
+    assert "7 seconds" in found
     assert {process.pid for process in psutil.Process().children(recursive=True)} <= before
 
 
-def test_a_folder_without_students_is_named(teacher, tmp_path):
-    with pytest.raises(SystemExit, match="holds no folder per student"):
-        coursework.main(["grade", str(tmp_path), "--notebooks", str(teacher)])
+def test_a_folder_without_students_is_named(teacher, tmp_path, capsys):
+    assert coursework.main(["grade", str(tmp_path), "--notebooks", str(teacher)]) == 2
+    assert str(tmp_path) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", [["--jobs", "0"], ["--seconds", "0"], ["--cell-seconds", "nan"], ["--jobs", "x"]])
+def test_numbers_that_make_no_sense_are_refused(flags, capsys):
+    with pytest.raises(SystemExit) as end:
+        coursework.main(["grade", "handed-in", *flags])
+    assert end.value.code == 2 and flags[0] in capsys.readouterr().err
 
 
 # ---- stamp ----
@@ -274,12 +321,14 @@ def test_a_folder_without_students_is_named(teacher, tmp_path):
 def checkout(tmp_path):
     """A copy of what stamp changes."""
     root = tmp_path / "checkout"
-    shutil.copytree(coursework.ROOT / "scnet_minimal", root / "scnet_minimal",
-                    ignore=shutil.ignore_patterns("__pycache__"))
-    (root / "notebooks").mkdir()
+    (root / "notebooks").mkdir(parents=True)
+    (root / "scnet_minimal").mkdir()
+    for name in ("__init__.py", "scnet.py"):
+        shutil.copy(ROOT / "scnet_minimal" / name, root / "scnet_minimal")
     for path in PATHS[:2]:
         shutil.copy(path, root / "notebooks")
-    shutil.copy(coursework.ROOT / "README.md", root)
+    shutil.copy(ROOT / "README.md", root)
+    shutil.copy(ROOT / "pyproject.toml", root)
     return root
 
 
@@ -287,10 +336,9 @@ def contents(root):
     return {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
-def test_badges_and_the_first_cell_say_the_same_address_and_lead_to_files(checkout):
-    coursework.stamp("https://github.com/ada/scnet-course", checkout)
-    assert 'REPOSITORY = "https://github.com/ada/scnet-course"' in \
-        (checkout / "scnet_minimal" / "lab" / "coursework.py").read_text(encoding="utf-8")
+def test_badges_first_cell_and_pyproject_have_the_same_address(checkout):
+    stamp("https://github.com/ada/scnet-course", checkout)
+    assert stamped_address(checkout) == "https://github.com/ada/scnet-course"
     for path in (checkout / "notebooks").iterdir():
         notebook = nbformat.read(path, as_version=4)
         title, badges = notebook.cells[0].source.splitlines()[:3:2]
@@ -302,24 +350,35 @@ def test_badges_and_the_first_cell_say_the_same_address_and_lead_to_files(checko
 
 def test_the_last_stamp_alone_is_seen_and_stamping_again_changes_nothing(checkout):
     before = contents(checkout)
-    coursework.stamp("https://github.com/ada/scnet-course", checkout)
+    stamp("https://github.com/ada/scnet-course", checkout)
     once = contents(checkout)
-    coursework.stamp("https://github.com/bob/other.git", checkout)
-    coursework.stamp("https://github.com/ada/scnet-course", checkout)
+    stamp("https://github.com/bob/other.git", checkout)
+    stamp("https://github.com/ada/scnet-course", checkout)
     assert contents(checkout) == once != before
 
 
 def test_another_host_gets_an_address_and_no_badges(checkout):
-    coursework.stamp("https://github.com/ada/scnet-course", checkout)
-    coursework.stamp("https://git.example.org/ada/course.git", checkout)
+    stamp("https://github.com/ada/scnet-course", checkout)
+    stamp("https://git.example.org/ada/course.git", checkout)
     text = b"".join(contents(checkout / "notebooks").values()) + (checkout / "README.md").read_bytes()
     assert b"Open in Colab" not in text and b"ada/scnet-course" not in text
     assert text.count(b"https://git.example.org/ada/course.git") == 2
 
 
 def test_what_is_no_address_is_refused(checkout):
-    with pytest.raises(SystemExit, match="no address of a repository"):
-        coursework.stamp('https://x.org/"); print("', checkout)
+    before = contents(checkout)
+    with pytest.raises(UserError):
+        stamp('https://x.org/"); print("', checkout)
+    assert contents(checkout) == before
+
+
+def test_stamping_leaves_the_source_and_the_rest_of_pyproject_alone(checkout):
+    before, text = contents(checkout / "scnet_minimal"), (checkout / "pyproject.toml").read_text(encoding="utf-8")
+    stamp("https://github.com/ada/scnet-course", checkout)
+    assert contents(checkout / "scnet_minimal") == before
+    stamped = (checkout / "pyproject.toml").read_text(encoding="utf-8")
+    urls = '[project.urls]\nRepository = "https://github.com/ada/scnet-course"\n'
+    assert urls in stamped and stamped.replace(urls, "").split() == text.split()
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
@@ -328,7 +387,7 @@ def test_a_stamped_notebook_opened_elsewhere_fetches_the_package(checkout, tmp_p
     bare, home, elsewhere = tmp_path / "course.git", tmp_path / "home", tmp_path / "elsewhere"
     home.mkdir()
     elsewhere.mkdir()
-    coursework.stamp(f"file://{bare}", checkout)
+    stamp(f"file://{bare}", checkout)
     for command in (["init", "-q"], ["add", "."], ["-c", "user.name=a", "-c", "user.email=a@b.c", "commit", "-qm", "a"],
                     ["clone", "-q", "--bare", ".", str(bare)]):
         subprocess.run(["git", *command], cwd=checkout, check=True)
@@ -342,28 +401,11 @@ def test_a_stamped_notebook_opened_elsewhere_fetches_the_package(checkout, tmp_p
         assert said.stderr == "" and not list(elsewhere.iterdir())
 
 
-def test_badges_are_the_constants_and_without_one_there_are_none():
-    texts = {path.name: path.read_text(encoding="utf-8") for path in [*PATHS, coursework.ROOT / "README.md"]}
-    for name, text in texts.items():
-        if not coursework.REPOSITORY:
+def test_the_repositorys_badges_are_those_of_its_address():
+    address = stamped_address()
+    for path in [*PATHS, ROOT / "README.md"]:
+        text = path.read_text(encoding="utf-8")
+        if not badges(address, path.name):
             assert "colab.research.google.com/github" not in text and "console.paperspace.com/github" not in text
-        elif name != "README.md":
-            assert coursework.badges(coursework.REPOSITORY, name) in text
-
-
-# ---- nbgrader ----
-
-@pytest.mark.skipif(shutil.which("nbgrader") is None, reason="nbgrader is not installed")
-def test_nbgrader_makes_an_assignment_of_the_notebooks(tmp_path):
-    source = tmp_path / "source" / "scnet"
-    source.mkdir(parents=True)
-    for path in PATHS:
-        shutil.copy(path, source)
-    done = subprocess.run(["nbgrader", "generate_assignment", "scnet", f"--CourseDirectory.root={tmp_path}"],
-                          cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    for path in PATHS:
-        released = nbformat.read(tmp_path / "release" / "scnet" / path.name, as_version=4)
-        for e in coursework.exercises(released):
-            assert "SOLUTION" not in e.answer.source and "NotImplementedError" in e.answer.source
-            assert e.check.metadata.nbgrader.get("checksum")
+        elif path.suffix == ".ipynb":
+            assert badges(address, path.name) in text

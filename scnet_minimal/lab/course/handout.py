@@ -1,5 +1,6 @@
 """The students' copy: the notebooks without answers, and what they need to run."""
 import copy
+import os
 import re
 import shutil
 import tempfile
@@ -46,7 +47,7 @@ def without_answers(notebook):
 
 def make_handout(out: Path, notebooks: Path = NOTEBOOKS) -> int:
     """Write the students' copy, a folder that runs by itself; returns its number of exercises."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if os.path.exists(out) and (not out.is_dir() or any(out.iterdir())):
         raise FileError(f"{out} is already there: give a new folder, or remove it first.")
     sources = {path: read_notebook(path) for path in choose_notebooks(notebooks, [])}
     make_folder(out.parent)
