@@ -1,4 +1,4 @@
-"""The studies that the notebooks read, as commands: python -m scnet_minimal.lab.study {dots,trained,toynette} -h."""
+"""What the notebooks read, made by commands: python -m scnet_minimal.lab.study {dots,explore,trained,toynette} -h."""
 import argparse
 import os
 import sys
@@ -11,11 +11,12 @@ from ..data.toynette import write_toynette
 from ..errors import UserError
 from ..train.checkpoint import write_torch
 from ..train.processes import run_command
-from . import dots
+from . import dots, explore
 from .record import LEVELS, QUANTILES, quantiles, read_rows, record, setting
 
 COMMAND = "python -m scnet_minimal.lab.study"
 DOTS = Path("data", "studies", "dots.csv")
+PAGE = Path("notebooks", "explore.html")
 KEY = ("block", "seed", "pictures", "isa", "threads", "torch", "processor")
 KEPT = ("plain", "two", "dilated4", "se", "coarse", "sc1", "sc4", "sc8")      # trained networks for the notebooks
 DOTS_EXAMPLES = f"""
@@ -103,6 +104,14 @@ def table(rows: Sequence[dict]) -> str:
     return "\n".join(lines[1:]) or "no runs yet"
 
 
+def add_explore(commands) -> None:
+    parser = commands.add_parser(
+        "explore", help="the game as a page: drag the dots, see what each block answers",
+        description=f"Writes one HTML page with the trained networks of {', '.join(KEPT)} inside; it needs no server.")
+    parser.add_argument("--out", type=Path, default=PAGE, metavar="HTML", help=f"the page (default {PAGE})")
+    parser.set_defaults(run=lambda args: explore.write_page(args.out, KEPT))
+
+
 # --- what the notebooks start from ------------------------------------------------------------------------------------
 
 def add_trained(commands) -> None:
@@ -158,7 +167,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog=COMMAND, description="Makes what the notebooks read: recorded studies, small "
                                                           "trained networks, the drawn data set.")
     commands = p.add_subparsers(dest="command", required=True, metavar="STUDY")
-    for add in (add_dots, add_trained, add_toynette):
+    for add in (add_dots, add_explore, add_trained, add_toynette):
         add(commands)
     return p
 
