@@ -242,7 +242,7 @@ def hand_ins(reference):
         "dot": changed(c5="def add(a, b):\n    print(a)\n    return a + b",
                        c8="class Half:\n    def of(self, x):\n        while True: pass"),
         "eve": changed(ADD, c8="class Half:\n    def of(self, x):\n        import os; os._exit(3)"),
-        "kai": old(changed(HALVE, c5="def add(a, b):\n    return a + b + rest - 2")),    # needs a long cell
+        "lou": old(solved(reference, ADD, HALVE)),
     }
 
 
@@ -266,7 +266,7 @@ def graded(teacher, course, tmp_path_factory):
     ("dot", (0, 0), ("print", "8 seconds")),
     ("eve", (1, 0), ("^$", "kernel")),
     ("hal", (0, 0), (".", ".")),
-    ("kai", (1, 2), ("^$", "^$")),
+    ("lou", (1, 2), ("^$", "^$")),
 ])
 def test_a_hand_in_costs_its_own_row_and_the_row_says_why(graded, student, points, facts):
     rows = [row for row in graded["rows"] if row["student"] == student]
@@ -281,6 +281,21 @@ def test_a_hand_in_costs_its_own_row_and_the_row_says_why(graded, student, point
 def test_one_row_per_student_and_exercise_and_no_unfinished_file_is_left(graded):
     assert graded["code"] == 0 and len(graded["rows"]) == 2 * 5
     assert [path.name for path in graded["files"]] == ["grades.csv"]
+
+
+def test_an_answer_that_needs_a_long_cell_is_run_again_with_all_cells(tmp_path, monkeypatch):
+    (tmp_path / "kai").mkdir()
+    for folder in (tmp_path, tmp_path / "kai"):
+        nbformat.write(teachers_notebook(), folder / NAME)
+    skipped = []
+
+    def run_nbval(notebook, *_):
+        skipped.append(any("nbval-skip" in cell.metadata.get("tags", []) for cell in notebook.cells))
+        return {i: "NameError: rest" if skipped[-1] and i == 3 else "" for i in range(6)}
+
+    monkeypatch.setattr(grading, "run_nbval", run_nbval)
+    rows = grading.grade_one(tmp_path / "kai", tmp_path / NAME, tmp_path)
+    assert skipped == [True, False] and [row["points"] for row in rows] == [1, 2]
 
 
 def test_long_cells_are_skipped_where_the_student_left_them_as_they_were():
