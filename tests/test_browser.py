@@ -1,6 +1,6 @@
-"""The notebooks in JupyterLab, in a real browser, 1100 px wide: rendered, readable, and running to the end.
+"""In a real browser: the walkthrough's pages on a phone, and the notebooks in JupyterLab, readable and run to the end.
 
-By default every notebook is opened and the quickest is run; SCNET_BROWSER=all runs them all (some minutes each).
+By default every notebook is opened and the quickest is run; SCNET_BROWSER=all runs them all (some minutes).
 Skipped without playwright (pip install playwright) or without a Chromium on this machine.
 """
 import json
@@ -17,8 +17,12 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from scnet_minimal.lab.course import pages
+from scnet_minimal.lab.course.notebooks import read_notebook
+
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 RUN = PATHS if os.environ.get("SCNET_BROWSER") == "all" else [p for p in PATHS if p.stem == "04_scnet"]
@@ -28,7 +32,7 @@ SETTINGS = {"notebook-extension/tracker": {"windowingMode": "none"},            
 PANEL = ".jp-NotebookPanel:not(.lm-mod-hidden)"
 
 # What a reader would stumble over, as a list of sentences.
-TROUBLES = """() => {
+PROBLEMS = """() => {
     const found = [], panel = document.querySelector('.jp-NotebookPanel:not(.lm-mod-hidden)');
     const say = (what, e) => found.push(what + ': ' + (e.textContent || e.alt || '').trim().slice(0, 80));
     for (const e of panel.querySelectorAll('[data-mime-type="application/vnd.jupyter.error"]')) say('error', e);
@@ -99,13 +103,13 @@ def browser():
             chromium = p.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu"])
         except playwright.Error as error:
             pytest.skip(f"no Chromium: {str(error).splitlines()[0]}")
-        yield chromium.new_context(viewport={"width": 1100, "height": 1000})
+        yield chromium
         chromium.close()
 
 
 @pytest.fixture
 def open_notebook(lab, browser):
-    page = browser.new_page()
+    page = browser.new_context(viewport={"width": 1100, "height": 1000}).new_page()
 
     def open_one(path):
         page.goto(f"{lab}/{path.name}?reset", wait_until="domcontentloaded")
@@ -119,7 +123,7 @@ def open_notebook(lab, browser):
 
     yield open_one
     page.evaluate("() => window.jupyterapp.serviceManager.sessions.shutdownAll()")
-    page.close()
+    page.context.close()
 
 
 def wait_for_pictures_and_equations(page, path):
@@ -130,17 +134,46 @@ def wait_for_pictures_and_equations(page, path):
     page.wait_for_timeout(500)
 
 
+# What is wrong with a page of the walkthrough; only code, tables and formulas may scroll sideways, inside themselves.
+PAGE_PROBLEMS = """() => {
+    const found = [], width = document.documentElement.clientWidth;
+    if (document.documentElement.scrollWidth > width) found.push('the page scrolls sideways');
+    for (const e of document.images) if (!e.naturalWidth || !e.alt) found.push('a picture is missing, or its alt text');
+    for (const e of document.querySelectorAll('.text_cell'))
+        if (/\\$[^$\\n]{2,}\\$/.test(e.innerText)) found.push('a formula is not set: ' + e.innerText.slice(0, 80));
+    for (const e of document.querySelectorAll('main *'))
+        if (e.getBoundingClientRect().right > width + 1 && !e.closest('pre, table, .output_area, .formula'))
+            found.push('wider than the page: ' + e.outerHTML.slice(0, 80));
+    return found;
+}"""
+
+
+def test_pages_are_readable_on_a_phone_and_without_a_network(tmp_path, browser):
+    if not pages.OFFLINE_MATH:
+        pytest.skip("latex2mathml is not installed")
+    walks = [pages.Walk(path, read_notebook(path), 1.0) for path in PATHS]
+    written = [*(pages.write_page(walk, tmp_path, walks) for walk in walks), pages.write_front_page(walks, tmp_path)]
+    context = browser.new_context(viewport={"width": 390, "height": 900}, offline=True)
+    page, asked = context.new_page(), []
+    page.on("request", lambda request: asked.append(request.url))
+    for path in written:
+        page.goto(path.as_uri())
+        assert page.evaluate(PAGE_PROBLEMS) == [], path.name
+    assert [url[:80] for url in asked if not url.startswith(("file:", "data:"))] == []
+    context.close()
+
+
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_a_notebook_opens_readable_with_its_figures_and_equations(open_notebook, path):
     page = open_notebook(path)
     cells = nbformat.read(path, as_version=4).cells
-    assert page.evaluate(TROUBLES) == []
+    assert page.evaluate(PROBLEMS) == []
     figures = sum("image/png" in out.get("data", {}) for cell in cells for out in cell.get("outputs", []))
     assert page.locator(f"{PANEL} .jp-OutputArea-output img").count() == figures > 0
     hints = page.locator(f"{PANEL} details")
     assert hints.count() == sum("<details>" in cell.source for cell in cells)
-    hidden = [i for i, cell in enumerate(cells) if cell.metadata.get("jupyter", {}).get("source_hidden")]
-    for i in hidden[:1]:                                            # an answer is one click away, and a hint as well
+    answers = [i for i, cell in enumerate(cells) if "exercise" in cell.metadata.get("tags", [])]
+    for i in answers[:1]:                                           # an answer is one click away, and a hint as well
         cell = page.locator(f"{PANEL} .jp-Cell").nth(i)
         assert "SOLUTION" not in cell.inner_text()
         cell.locator(".jp-Placeholder").first.click()
@@ -158,11 +191,11 @@ def test_run_all_ends_without_an_error_and_as_readable(open_notebook, path):
         === 'idle'""", timeout=90_000)          # a new kernel; what is sent before it listens is lost
     page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells'); }")
     unfolded = [cell.execution_count for cell in nbformat.read(path, as_version=4).cells
-                if cell.cell_type == "code" and "jupyter" not in cell.metadata]
+                if cell.cell_type == "code" and not cell.metadata.get("jupyter", {}).get("source_hidden")]
     prompts = f"[...document.querySelectorAll('{PANEL} .jp-CodeCell .jp-InputArea-prompt')].map(e => e.textContent)"
     page.wait_for_function(f"() => {prompts}.some(t => t.includes('*'))", timeout=60_000)
     page.wait_for_function(f"() => !{prompts}.some(t => t.includes('*'))", timeout=600_000, polling=500)
     wait_for_pictures_and_equations(page, path)
-    assert page.evaluate(TROUBLES) == []
+    assert page.evaluate(PROBLEMS) == []
     counts = re.findall(r"\d+", " ".join(page.evaluate(f"() => {prompts}")))
     assert [int(count) for count in counts] == unfolded
