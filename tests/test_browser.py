@@ -152,7 +152,8 @@ def test_pages_are_readable_on_a_phone_and_without_a_network(tmp_path, browser):
     if not pages.OFFLINE_MATH:
         pytest.skip("latex2mathml is not installed")
     walks = [pages.Walk(path, read_notebook(path), 1.0) for path in PATHS]
-    written = [*(pages.write_page(walk, tmp_path, walks) for walk in walks), pages.write_front_page(walks, tmp_path)]
+    written = [pages.write_notebook_page(walk, tmp_path, walks) for walk in walks]
+    written.append(pages.write_front_page(walks, tmp_path))
     context = browser.new_context(viewport={"width": 390, "height": 900}, offline=True)
     page, asked = context.new_page(), []
     page.on("request", lambda request: asked.append(request.url))

@@ -62,7 +62,7 @@ def three(tmp_path_factory):
              pages.Walk(NOTEBOOKS / "02_b.ipynb", notebook("B"), None),
              pages.Walk(NOTEBOOKS / "03_c.ipynb", notebook("C", new_markdown_cell("[a](01_a.ipynb)")), 0.1, "stopped")]
     for walk in walks:
-        pages.write_page(walk, out, walks)
+        pages.write_notebook_page(walk, out, walks)
     pages.write_front_page(walks, out)
     return {path.stem: path.read_text(encoding="utf-8") for path in out.iterdir()}
 
@@ -104,10 +104,18 @@ def test_formulas_are_mathml_and_nothing_comes_from_the_network(three):
     assert all("http" not in re.sub(r'xmlns="[^"]*"', "", page) for page in three.values())
 
 
+def test_a_file_that_a_page_links_to_goes_with_it(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "play.html").write_text("a game")
+    cell = new_markdown_cell("[play](play.html), [elsewhere](https://x.org/play.html), [gone](gone.html)")
+    pages.write_notebook_page(pages.Walk(tmp_path / "01_a.ipynb", notebook("A", cell)), tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"01_a.html", "play.html"}
+
+
 def test_without_latex2mathml_a_page_asks_for_mathjax(tmp_path, monkeypatch):
     monkeypatch.setattr(pages, "OFFLINE_MATH", False)
     walk = pages.Walk(NOTEBOOKS / "01_a.ipynb", notebook("A", new_markdown_cell("$x_1$")))
-    text = pages.write_page(walk, tmp_path).read_text(encoding="utf-8")
+    text = pages.write_notebook_page(walk, tmp_path).read_text(encoding="utf-8")
     assert "$x_1$" in text and "MathJax" in text and "<math" not in text
 
 

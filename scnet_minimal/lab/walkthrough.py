@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from .course.grading import end_process_tree
 from .course.notebooks import NOTEBOOKS, choose_notebooks, code_cells, findings, make_folder, read_notebook, title
-from .course.pages import Walk, write_front_page, write_page
+from .course.pages import Walk, write_front_page, write_notebook_page
 from .errors import FileError, UserError
 
 COMMAND = "python -m scnet_minimal.lab.walkthrough"
@@ -80,7 +80,7 @@ def walk_through(chosen: list[Path], out: Path, folder: Path) -> list[Walk]:
         pages[path] = run_notebook(path)
         if pages[path].stopped:
             print(f"{path.stem} {pages[path].stopped}")
-        write_page(pages[path], out, list(pages.values()))
+        write_notebook_page(pages[path], out, list(pages.values()))
     write_front_page(list(pages.values()), out)
     return [pages[path] for path in chosen]
 

@@ -6,6 +6,7 @@ it the page loads MathJax from the network.
 import html
 import importlib.util
 import re
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -140,8 +141,11 @@ def _nav(walk: Walk, others: list[Walk]) -> str:
         link(before[-1], "← {}") if before else "<span></span>", link(after[0], "{} →") if after else "<span></span>")
 
 
-def write_page(walk: Walk, out: Path, others: list[Walk] = ()) -> Path:
-    """Write one notebook as a page into the folder `out`.  others: the walks, in order, whose pages it links to."""
+def write_notebook_page(walk: Walk, out: Path, others: list[Walk] = ()) -> Path:
+    """Write one notebook as a page into the folder `out`, and copy the files beside the notebook that it refers to.
+
+    others: the walks, in order, whose pages it links to
+    """
     exporter = HTMLExporter(raw_template=PAGE_TEMPLATE, embed_images=True, exclude_input_prompt=True,
                             exclude_output_prompt=True, exclude_anchor_links=True)
     exporter.register_filter("typeset", typeset)
@@ -149,6 +153,9 @@ def write_page(walk: Walk, out: Path, others: list[Walk] = ()) -> Path:
         walk.notebook, {"metadata": {"path": str(walk.path.parent)}, "needs_mathjax": not OFFLINE_MATH})
     stems = {other.path.stem for other in others}
     body = re.sub(r'href="(\d\d_\w+)\.ipynb', lambda m: f'href="{m[1]}.html' if m[1] in stems else m[0], body)
+    for name in set(re.findall(r'(?:href|src)="([\w.-]+)"', body)):
+        if Path(name).suffix not in ("", ".ipynb") and (walk.path.parent / name).is_file():
+            shutil.copy(walk.path.parent / name, out)
     if walk.stopped:
         body = f'<p class="stopped">This run {html.escape(walk.stopped)}</p>\n{body}'
     styles = "".join(f"<style>{css}</style>" for css in resources["inlining"]["css"])
