@@ -10,7 +10,7 @@ from tqdm import tqdm
 from scnet_minimal import SCNet
 from scnet_minimal.lab.data import load_data
 from scnet_minimal.lab.errors import UserError
-from scnet_minimal.lab.train import Task, Trainer, classify, evaluate, fit, loop, predict, top1
+from scnet_minimal.lab.train import Task, Trainer, checkpoint, classify, evaluate, fit, loop, predict, top1
 from scnet_minimal.lab.train.checkpoint import Interrupts, Keeper, read_checkpoint
 from scnet_minimal.lab.train.loop import one_cycle, step_decay
 
@@ -18,6 +18,12 @@ from scnet_minimal.lab.train.loop import one_cycle, step_decay
 @pytest.fixture(scope="module")
 def folder(squares, tmp_path_factory):
     return squares(tmp_path_factory.mktemp("squares"), 20)
+
+
+@pytest.fixture(autouse=True)
+def no_figures(monkeypatch):
+    """A figure after each epoch takes longer than the epoch does here."""
+    monkeypatch.setattr(checkpoint, "history_png", lambda history, score: b"")
 
 
 def keep(folder, score="val_top1"):

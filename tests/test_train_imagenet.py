@@ -18,7 +18,7 @@ import torchvision
 from PIL import Image
 
 from scnet_minimal.lab import train_imagenet as command
-from scnet_minimal.lab.train import Trainer
+from scnet_minimal.lab.train import Trainer, checkpoint
 from scnet_minimal.lab.train.checkpoint import read_checkpoint, read_file
 from scnet_minimal.lab.train.command import pace, resume_command, settle
 from scnet_minimal.lab.zoo import create_model
@@ -42,6 +42,12 @@ def finished(folder, tmp_path_factory):
     output = tmp_path_factory.mktemp("runs") / "x"
     assert command.main(line(folder, output)) == 0
     return output
+
+
+@pytest.fixture(autouse=True)
+def no_figures(monkeypatch):
+    """A figure after each epoch takes longer than the epoch does here."""
+    monkeypatch.setattr(checkpoint, "history_png", lambda history, score: b"")
 
 
 def fails(capsys, argv):
@@ -158,7 +164,7 @@ def test_the_command_that_resumes_is_started_as_this_run_was(monkeypatch, enviro
 TWICE = """
 import os, signal, sys, time
 from scnet_minimal.lab import train_imagenet as command
-from scnet_minimal.lab.train import Trainer
+from scnet_minimal.lab.train import Trainer, checkpoint
 from scnet_minimal.lab.train.processes import run_command
 
 def endless(self, batch):

@@ -165,8 +165,8 @@ def history_png(history: list[dict], score: str) -> bytes:
     """A PNG: losses on the left, shares (top-1, average precision) on the right, over epochs counted from 1."""
     from matplotlib.figure import Figure  # not pyplot: no window, no global state
 
-    figure = Figure(figsize=(9, 3), dpi=110, layout="constrained")
-    losses, shares = figure.subplots(1, 2)
+    figure = Figure(figsize=(9, 3), dpi=110)
+    losses, shares = figure.subplots(1, 2, gridspec_kw=dict(left=0.07, right=0.98, bottom=0.17, top=0.95, wspace=0.2))
     kind = score.split("_", 1)[-1]              # val_top1 -> train_top1 beside it
     for ax, ending, factor in ((losses, "loss", 1), (shares, kind, 100)):
         for name, colour in ((f"train_{ending}", "#8C8C8C"), (f"val_{ending}", "#0072B2")):
