@@ -23,13 +23,13 @@ DOTS_EXAMPLES = f"""
 examples:
 
   {COMMAND} dots --seeds 40
-      Every block on seeds 0 to 39, on all cores: about an hour on two. Killed or not, the same line resumes.
+      Every block on seeds 0 to 39, on all cores: about 40 minutes on two. The same line resumes.
 
   {COMMAND} dots --blocks sc4 sc4_sum --seeds 20 --pictures 12800
       Two blocks, with four times the training.
 
   {COMMAND} dots --seeds 10 --isa default --threads 2
-      As on an older processor, two threads a run: other last bits, so another outcome of every training.
+      As on an older processor, two threads a run: other last bits of every number.
 
   {COMMAND} dots --table
       What the record holds: for each setting and block, quantiles over seeds, and the median at each distance.
@@ -98,7 +98,7 @@ def table(rows: Sequence[dict]) -> str:
                   + " ".join(f"{d:>3}" for d in dots.DISTANCES) + " px"]
         for block in dots.BLOCKS:
             if group := overall.get((*where, block)):
-                medians = [at[d][*where, block][1][QUANTILES.index(0.5)] for d in dots.DISTANCES]
+                medians = [at[d][(*where, block)][1][QUANTILES.index(0.5)] for d in dots.DISTANCES]
                 lines.append(f"{block:16} {group[0]:2}  {' '.join(f'{100 * v:4.1f}' for v in group[1])}  |  {'':9} "
                              + " ".join(f"{100 * v:3.0f}" for v in medians))
     return "\n".join(lines[1:]) or "no runs yet"
