@@ -60,8 +60,8 @@ def question(notebook) -> str:
     for part in paragraphs:
         if italic := re.fullmatch(r"\*([^*]+)\*", part.strip()):
             return " ".join(italic[1].split())
-    first = " ".join(re.sub(r"[*`]|\[([^\]]*)\]\([^)]*\)", r"\1", paragraphs[0] if paragraphs else "").split())
-    return re.match(r".*?[.?!](?=\s|$)|.*", first)[0]
+    first = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", paragraphs[0] if paragraphs else "")     # links
+    return re.match(r".*?[.?!](?=\s|$)|.*", " ".join(re.sub("[*`]", "", first).split()))[0]
 
 
 def tagged_outputs(notebook, tag: str | None) -> list[nbformat.NotebookNode]:
