@@ -7,9 +7,13 @@ import io
 import json
 import re
 import shlex
+import statistics
 from pathlib import Path
 
 import pytest
+
+from scnet_minimal.lab.study import dots
+from scnet_minimal.lab.study.record import recorded
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -112,11 +116,10 @@ def test_the_six_packages_have_the_same_ranges_wherever_they_are_named():
     assert [line for line in wanted if f'"{line}"' not in (ROOT / "pyproject.toml").read_text()] == []
 
 
-def test_the_numbers_beside_the_two_dots_are_the_notebooks():
-    cells = json.loads((ROOT / "notebooks" / "01_why_context.ipynb").read_text(encoding="utf-8"))["cells"]
-    text = "\n".join("".join(out.get("text", "")) for cell in cells for out in cell.get("outputs", []))
-    means = {name.strip(): sum(map(float, re.findall(r"([\d.]+) %", row))) / 3
-             for name, row in re.findall(r"^(\S.{14}) +((?:[\d.]+ %\s*){3})$", text, re.M)}
-    dilated, sc = (int(n) for n in re.search(r"dilated ones reach (\d+) %, SCConv (\d+) %", README).groups())
-    assert round(max(mean for name, mean in means.items() if "dilated" in name)) == dilated
-    assert round(means["SCConv"]) == sc
+def test_the_numbers_beside_the_game_are_the_records():
+    rows = [row for row in recorded("dots") if int(row["pictures"]) == dots.PICTURES]
+    text = " ".join(README.split())
+    told = re.search(r"two plain 3×3 convolutions (0\.\d\d), a dilated one (0\.\d\d), SCConv (0\.\d\d),", text).groups()
+    medians = [statistics.median(float(row["iou"]) for row in rows if row["block"] == block)
+               for block in ("two", "dilated4", "sc4")]
+    assert [f"{median:.2f}" for median in medians] == list(told)
