@@ -137,7 +137,7 @@ def test_a_notebooks_question_is_its_line_in_italics_or_its_first_sentence():
 
     badge = "[![Open in Colab](https://x.org/a.svg)](https://x.org/b)"
     assert question(first(f"# T\n\n{badge}\n\n*Who looks\nfar?*\n\nText.")) == "Who looks far?"
-    assert question(first("# T\n\nOne [*block*](https://x.org/a.b), **3.5** px, `so`. Two.")) == "One block, 3.5 px, so."
+    assert question(first("# T\n\nA [*block*](https://x.org/a.b), **3.5** px, `so`. Two.")) == "A block, 3.5 px, so."
     assert question(first("# T")) == ""
 
 
