@@ -2,11 +2,12 @@
 from pathlib import Path
 
 import nbformat
+import pytest
 import torch
 
 from scnet_minimal import scnet50_v1d
 from scnet_minimal.lab.walkthrough import run_notebook
-from scnet_minimal.scnet import SOURCES
+from scnet_minimal.weights import SOURCES
 
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "06_official_weights.ipynb"
 
@@ -17,8 +18,9 @@ def compared(notebook):
             if cell.cell_type == "code" and "nbval-ignore-output" not in cell.metadata.get("tags", [])]
 
 
+@pytest.mark.slow
 def test_with_weights_in_the_official_format_notebook_06_has_the_same_outputs(tmp_path, monkeypatch):
-    """The legacy file that the authors offer, in torch.hub's cache; its numbers are random, so they mean nothing."""
+    """The legacy file that the SCNet authors offer, in torch.hub's cache.  Its numbers are random and mean nothing."""
     torch.manual_seed(0)
     model = scnet50_v1d().train()
     with torch.no_grad():
