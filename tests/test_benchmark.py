@@ -151,6 +151,7 @@ def test_a_network_that_needs_larger_images_is_left_out_and_the_others_timed(cap
     assert "left out: inception_v3" in out and "scnet_toy" in out
 
 
+@pytest.mark.slow
 def test_importing_it_leaves_the_compiler_to_be_imported_after_its_settings():
     line = "import sys; from scnet_minimal.lab import benchmark; sys.exit('torch._inductor.config' in sys.modules)"
     subprocess.run([sys.executable, "-c", line], check=True, cwd=Path(__file__).parents[1])

@@ -171,9 +171,7 @@ def both_ways(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", [pytest.param(path, id=path.stem, marks=[pytest.mark.xfail(
-    reason="09's first check fails when it runs with the imports alone; open")] if path.stem[:2] == "09" else [])
-    for path in PATHS])
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_an_exercise_fails_in_its_check_alone_without_its_answer_and_passes_with_it(path, both_ways):
     """It takes the notebook's imports, and no other exercise's answer."""
     n = len(exercises(nbformat.read(path, as_version=4)))

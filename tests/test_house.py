@@ -159,6 +159,7 @@ print(json.dumps(changed, default=str))
 """
 
 
+@pytest.mark.slow
 def test_importing_a_module_changes_nothing_in_the_process():
     names = [f"scnet_minimal.{m}" for m in modules() if m != "__init__" and not m.endswith("__main__")]
     run = subprocess.run([sys.executable, "-c", SNAPSHOT, *names], capture_output=True, text=True, cwd=ROOT)

@@ -40,6 +40,7 @@ def train(folder, seed=0, memory_limit=2**30, **kwargs):
     return model, data, fit(model, data, **{"epochs": 3, "lr": 0.1, **kwargs})
 
 
+@pytest.mark.slow
 def test_it_learns_to_tell_colours_and_returns_its_history(folder):
     model, data, history = train(folder, epochs=20)
     assert [row["epoch"] for row in history] == list(range(20))

@@ -17,7 +17,7 @@ class Cost(NamedTuple):
 
     @property
     def published_flops(self) -> int:
-        """2 * (multiply-adds + 2 * norm outputs): all FLOPs of the authors' read-me to the last digit."""
+        """2 * (multiply-adds + 2 * norm outputs): fits all digits of the FLOPs in the SCNet authors' read-me."""
         return 2 * (self.multiply_adds + 2 * self.norm_outputs)
 
 

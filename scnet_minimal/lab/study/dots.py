@@ -161,11 +161,13 @@ def in_a_row(*layers: nn.Module) -> nn.Sequential:
     return nn.Sequential(*[m for layer in layers for m in (nn.ReLU(), layer)][1:])
 
 
-def ghost(dilation: int = 1) -> GhostModule:
-    """Eight maps by a 3x3, eight more by a 3x3 on each of those alone."""
+def ghost(dilation: int = 1, *, alone: bool = True) -> GhostModule:
+    """Eight maps by a 3x3, eight more by a 3x3 on each of those alone, or on all of them."""
     module = GhostModule(CHANNELS, CHANNELS, kernel_size=3)
-    cheap = module.cheap_operation[0]
+    cheap, half = module.cheap_operation[0], CHANNELS // 2
     cheap.dilation = cheap.padding = (dilation, dilation)
+    if not alone:
+        module.cheap_operation[0] = nn.Conv2d(half, half, 3, padding=dilation, dilation=dilation, bias=False)
     return module
 
 
@@ -196,6 +198,7 @@ BLOCKS = {
         nn.AvgPool2d(4), conv_norm(), nn.Upsample(scale_factor=4))),
     "ghost": Block("Ghost module", 5, 3, 3, ghost),
     "ghost_dilated": Block("Ghost module, cheap operation with d = 4", 11, 6, 6, lambda: ghost(dilation=4)),
+    "ghost_mixed": Block("the same, but each sees all eight maps", 11, 6, 6, lambda: ghost(dilation=4, alone=False)),
     "sc1": Block("SCConv, r = 1", 5, 3, 3, lambda: SCConv(CHANNELS, 1)),
     "sc2": Block("SCConv, r = 2", 8, 4, 5, lambda: SCConv(CHANNELS, 2)),
     "sc4": Block("SCConv, r = 4", 16, 6, 9, lambda: SCConv(CHANNELS, 4)),

@@ -28,24 +28,6 @@ def show(fig: Figure, alt: str) -> None:
     plt.close(fig)
 
 
-def bars(ax, found: dict[str, list[float]], colours: dict[str, str], *, marks: dict[str, float]) -> None:
-    """Horizontal bars of mean accuracy (0 to 1, drawn in %) with a dot for every seed; names from top to bottom.
-
-    marks: accuracies to compare with, each a dotted line with its name above.
-    """
-    for row, (name, values) in enumerate(found.items()):
-        mean = 100 * sum(values) / len(values)
-        ax.barh(row, mean, color=colours.get(name, OTHER), height=0.66)
-        ax.plot([100 * v for v in values], [row] * len(values), "o", ms=4, color="white", mec=INK, mew=0.8)
-        ax.text(102, row, f"{mean:.0f} %", va="center")
-    ax.set_yticks(range(len(found)), found)
-    ax.invert_yaxis()
-    ax.set(xlim=(0, 100), xlabel="test accuracy, %")
-    for name, share in marks.items():
-        ax.axvline(100 * share, color=INK, lw=1, ls=":")
-        ax.text(100 * share, -0.62, name, ha="center", va="bottom", fontsize=9)
-
-
 def maps_by_hand(picture: Tensor, r: int = 4) -> dict[str, Tensor]:
     """The block's maps for one grey picture (H, W) in 0..1, with kernels set by hand so that each step can be seen.
 
