@@ -119,6 +119,14 @@ def prints_findings_and_not_verdicts(notebook):
         yield f"{len(verdicts)} of {len(lines)} printed lines end in True or False: {verdicts[0]!r}"
 
 
+def has_lines_of_code_that_fit_the_page(notebook):
+    """116 characters: JupyterLab in a window 1,100 px wide."""
+    for cell in code(notebook):
+        for line in cell.source.splitlines():
+            if len(line) > 116:
+                yield f"[{cell.execution_count}] has a line of {len(line)} characters: {line.strip()[:60]}"
+
+
 def folds_the_cell_that_finds_the_package(notebook):
     if not code(notebook) or not code(notebook)[0].metadata.get("jupyter", {}).get("source_hidden"):
         yield "the first code cell is not folded"
@@ -212,8 +220,9 @@ def has_exercises_as_described(notebook):
 
 RULES = [is_a_valid_notebook_for_python3, opens_with_a_title, was_run_once_from_top_to_bottom, has_outputs_to_compare,
          hides_no_cell, concludes_what_it_does_not_compare, prints_findings_and_not_verdicts,
-         folds_the_cell_that_finds_the_package, has_one_cell_of_findings, holds_on_any_machine, describes_its_pictures,
-         has_headings_in_order, uses_colours_that_all_eyes_tell_apart, has_exercises_as_described]
+         has_lines_of_code_that_fit_the_page, folds_the_cell_that_finds_the_package, has_one_cell_of_findings,
+         holds_on_any_machine, describes_its_pictures, has_headings_in_order, uses_colours_that_all_eyes_tell_apart,
+         has_exercises_as_described]
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
@@ -329,6 +338,7 @@ SPOILT = [
     (concludes_what_it_does_not_compare, change(3, "source", "It fell.\n\n### Later")),
     (concludes_what_it_does_not_compare, retag(7, IGNORE)),
     (prints_findings_and_not_verdicts, say(4, "the loss fell: True")),
+    (has_lines_of_code_that_fit_the_page, change(4, "source", "print(round(loss))" + 100 * " " + "# loss")),
     (folds_the_cell_that_finds_the_package, lambda nb: nb.cells[1].metadata.clear()),
     (has_one_cell_of_findings, retag(7)),
     (has_one_cell_of_findings, retag(4, "findings")),
