@@ -62,5 +62,19 @@ def test_dilated_field_has_holes():
     assert int(measured_field(nn.Conv2d(1, 1, 3, dilation=4), 1).sum()) == 9
 
 
+def test_a_relu_at_zero_hides_the_field_unless_looked_through():
+    net = nn.Sequential(nn.Conv2d(2, 2, 3), nn.Sequential(nn.ReLU()), nn.Conv2d(2, 2, 3))
+    nn.init.constant_(net[0].bias, -1000)
+    assert sides(measured_field(net, 2)) == (0, 0)
+    assert sides(measured_field(net, 2, through_relus=True)) == (5, 5)
+    assert isinstance(net[1][0], nn.ReLU)
+
+
+def test_field_of_some_maps_only():
+    net = nn.Conv2d(2, 2, 3, groups=2)
+    nn.init.zeros_(net.weight[:1])
+    assert [int(measured_field(net, 2, maps=slice(i, i + 1)).sum()) for i in (0, 1)] == [0, 9]
+
+
 def test_nothing_seen_has_no_sides():
     assert sides(torch.zeros(4, 4, dtype=torch.bool)) == (0, 0)

@@ -59,17 +59,24 @@ def receptive_field(layers: Iterable[tuple[int, int, int]]) -> int:
     return side
 
 
-def measured_field(module: nn.Module, channels: int, size: int = 64, at: tuple[int, int] | None = None) -> Tensor:
+def measured_field(module: nn.Module, channels: int, size: int = 64, at: tuple[int, int] | None = None, *,
+                   maps: slice = slice(None), through_relus: bool = False) -> Tensor:
     """Which input pixels reach the output pixel `at` (row, column; default: the middle): bool (size, size).
 
-    Measured, not counted: a pixel is in the field where the gradient of that output, summed over its channels, is not
-    zero.  In float64 on the CPU, wherever the module is.
+    Measured, not counted: a pixel is in the field where the gradient of that output, summed over these `maps` of its
+    channels, is not zero.  In float64 on the CPU, wherever the module is.  A ReLU (the module, not the function) that
+    is at 0 hides what it would see at another input; with through_relus none does.
     """
-    module = copy.deepcopy(module).cpu().double().eval()
+    module = nn.Sequential(copy.deepcopy(module)).cpu().double().eval()
+    if through_relus:
+        for part in list(module.modules()):
+            for name, layer in part.named_children():
+                if isinstance(layer, nn.ReLU):
+                    setattr(part, name, nn.Identity())
     x = torch.randn(1, channels, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     y = module(x.requires_grad_())
     row, column = at or (y.shape[2] // 2, y.shape[3] // 2)
-    y[0, :, row, column].sum().backward()
+    y[0, maps, row, column].sum().backward()
     return x.grad[0].abs().sum(0) > 0
 
 

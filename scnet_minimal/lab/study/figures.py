@@ -137,6 +137,38 @@ def block_diagram(maps: dict[str, Tensor], r: int = 4) -> Figure:
     return fig
 
 
+def ghost_diagram() -> Figure:
+    """Which map is made from which in a Ghost module: c = 4 maps in, n = 6 out, s = 2."""
+    fig = plt.figure(figsize=(9, 2.9), facecolor="white")
+    ax = fig.add_axes((0, 0, 1, 1))
+    ax.set(xlim=(0, 90), ylim=(-1, 28))
+    ax.set_axis_off()
+    x, p, g = (20, 16, 12, 8), (24, 20, 16), (12, 8, 4)              # the rows
+
+    def maps(left, rows, colour, symbol, caption, below=0.5):
+        for i, row in enumerate(rows, start=1):
+            ax.add_patch(plt.Rectangle((left, row - 1.5), 4, 3, fc=colour + "33", ec=colour, lw=1.4, zorder=2))
+            ax.text(left + 2, row - 0.1, symbol.format(i), ha="center", va="center", fontsize=9, color=colour)
+        ax.text(left + 2, rows[-1] - 1.5 - below, caption, ha="center", va="top", fontsize=9, color=colour)
+
+    def lines(left, right, pairs, colour):
+        for pair in pairs:
+            ax.plot((left, right), pair, color=colour, lw=0.9, zorder=1)
+
+    maps(4, x, INK, "$x_{}$", "c maps in")
+    maps(33, p, PLAIN, "$p_{}$", "m primary maps")
+    maps(57, g, GHOST, "$g_{{{}1}}$", "m (s − 1) ghosts")
+    maps(80, p, PLAIN, "$p_{}$", "")
+    maps(80, g, GHOST, "$g_{{{}1}}$", "n maps out")
+    lines(8, 33, [(a, b) for a in x for b in p], PLAIN)
+    lines(37, 57, zip(p, g), GHOST)
+    lines(37, 80, zip(p, p), PLAIN)
+    lines(61, 80, zip(g, g), GHOST)
+    ax.text(20, 25, "k × k, each sees all c maps", ha="center", fontsize=9, weight="bold", color=PLAIN)
+    ax.text(42, 4.5, "k′ × k′, each\nsees one map", ha="center", fontsize=9, weight="bold", color=GHOST)
+    return fig
+
+
 def bottleneck_diagram(sc: dict[str, tuple], plain: dict[str, tuple]) -> Figure:
     """ResNet's bottleneck above SCNet's, every map a square as wide as the map is: a stride is seen as a shrinking.
 
