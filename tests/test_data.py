@@ -1,20 +1,17 @@
 """Images become batches: complete, upright, repeatable, with a clear error where something is wrong."""
 import hashlib
 import io
-import json
 import os
 import re
 import tarfile
-import threading
 import warnings
-import zlib
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from loopback import SPOILT, Loopback
 from PIL import Image
 from tqdm import tqdm
 
@@ -518,43 +515,12 @@ def served(tmp_path_factory):
 
 @pytest.fixture
 def host(served, monkeypatch):
-    """A server of these files; host.spoil[path] = function(content) -> (status, content, length it claims)."""
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            if self.path.startswith("/api/"):
-                tree = [{"type": "file", "path": "160px/" + path.removeprefix(TABLES), "size": len(content), "oid": "0"}
-                        for path, content in served.items() if path.startswith(TABLES)]
-                status, content = (200, json.dumps(tree).encode()) if server.hub else (404, b"")
-                length = len(content)
-            else:
-                content = served.get(self.path, b"")
-                status, content, length = server.spoil.get(self.path, lambda c: (200 if c else 404, c, len(c)))(content)
-                status = status if server.hub or not self.path.startswith(TABLES) else 404
-            self.send_response(status)
-            for name, value in (("Content-Length", length), ("ETag", f'"{zlib.crc32(self.path.encode())}"'),
-                                ("X-Repo-Commit", "0" * 40), ("Content-Type", "application/json")):
-                self.send_header(name, str(value))
-            self.end_headers()
-            if self.command == "GET":
-                server.asked.append(self.path)
-                self.wfile.write(content)
-
-        do_HEAD = do_GET
-
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.spoil, server.asked, server.hub = {}, [], False
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_port}"
-    digest = hashlib.md5(served[ARCHIVE]).hexdigest()
-    monkeypatch.setattr(download.datasets.Imagenette, "_ARCHIVES", {"160px": (address + ARCHIVE, digest)})
-    monkeypatch.setattr(download, "HUB", address)
-    monkeypatch.setattr(download, "HOST_TIMEOUT", 2)
-    yield server
-    server.shutdown()
-    server.server_close()
+    with Loopback(served) as server:
+        digest = hashlib.md5(served[ARCHIVE]).hexdigest()
+        monkeypatch.setattr(download.datasets.Imagenette, "_ARCHIVES", {"160px": (server.address + ARCHIVE, digest)})
+        monkeypatch.setattr(download, "HUB", server.address)
+        monkeypatch.setattr(download, "HOST_TIMEOUT", 2)
+        yield server
 
 
 def test_imagenette_is_fetched_once_and_only_when_wanted(host, tmp_path):
@@ -565,14 +531,6 @@ def test_imagenette_is_fetched_once_and_only_when_wanted(host, tmp_path):
     host.asked.clear()
     assert load("imagenette", root=tmp_path, download=True).val.labels.tolist() == list(range(10))
     assert host.asked == [] and os.listdir(tmp_path) == ["imagenette2-160"]
-
-
-SPOILT = {
-    "truncated": lambda c: (200, c[:len(c) // 2], len(c) // 2),
-    "corrupt": lambda c: (200, c[:500] + b"?" + c[501:], len(c)),
-    "forbidden": lambda c: (403, b"<html>no</html>", 15),
-    "gone halfway": lambda c: (200, c[:len(c) // 2], len(c)),
-}
 
 
 @pytest.mark.parametrize("spoil", SPOILT.values(), ids=list(SPOILT))

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from .data.download import NAMED_SETS, locate
 from .data.sampler import seed_of
 from .detect.coco import need_pycocotools
 from .detect.drawing import save_predictions
@@ -58,7 +59,8 @@ Average precision is pycocotools' (pip install pycocotools). -1 means that no ob
 
 def parser() -> argparse.ArgumentParser:
     p = command.new_parser(COMMAND, __doc__.split("\n")[0], EXAMPLES)
-    p.add_argument("data", metavar="DIR", nargs="?", help="a folder in COCO's layout, or toynette (default)")
+    p.add_argument("data", metavar="DIR", nargs="?", help="a folder in COCO's layout, pets (downloaded, 810 MB), or "
+                   "toynette (default)")
     p.add_argument("--task", choices=TASKS, help="box (default): Faster R-CNN; mask: Mask R-CNN; keypoint: Keypoint "
                    "R-CNN; mask+keypoint: both heads; segment: a class for every pixel")
     p.add_argument("-a", "--arch", help="scnet50, scnet101, their v1d, plain twins such as resnet50, scnet_toy, "
@@ -180,6 +182,8 @@ def _complete(given: dict, state: dict | None) -> dict:
 
 
 def _load(settings: dict, device: torch.device, place: Place, workers: int, **options) -> Scenes:
+    if settings["data"] in NAMED_SETS and settings["data"] != "toynette":
+        first_on_machine(lambda: locate(settings["data"], download=True), place)
     return load_scenes(settings["data"], settings["task"], size=settings["size"], images=settings["pictures"],
                        batch_size=place.total_batch(settings["batch_size"]), device=device, seed=settings["seed"],
                        workers=place.own_workers(workers), shard=place.shard, **options)

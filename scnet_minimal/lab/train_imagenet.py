@@ -47,7 +47,8 @@ RECIPES = {
     "quick": dict(epochs=20, batch_size=64, lr=0.1, momentum=0.9, weight_decay=5e-4, label_smoothing=0.1, crop=128,
                   scale=(0.35, 1.0)),
 }
-QUICK_ON_TOYNETTE = dict(epochs=40, batch_size=32, lr=0.2, crop=64, scale=(0.5, 1.0))       # small drawings
+QUICK_ON = {"toynette": dict(epochs=40, batch_size=32, lr=0.2, crop=64, scale=(0.5, 1.0)),       # small drawings
+            "tiny-imagenet": dict(crop=64), "tiny-imagenet-50": dict(crop=64)}                 # and small photographs
 DEFAULTS = {"data": "imagenet", "arch": "scnet50"}
 MODULE = "scnet_minimal.lab.train_imagenet"
 COMMAND = f"python -m {MODULE}"
@@ -152,7 +153,7 @@ def complete(given: dict, state: dict | None) -> dict:
     """All settings, from those that the command line or the checkpoint names, and the recipe."""
     given = DEFAULTS | given
     recipe = given.get("recipe") or ("quick" if given["data"] in NAMED_SETS else "paper")
-    settings = RECIPES[recipe] | (QUICK_ON_TOYNETTE if (recipe, given["data"]) == ("quick", "toynette") else {})
+    settings = RECIPES[recipe] | (QUICK_ON.get(given["data"], {}) if recipe == "quick" else {})
     settings = {name: given.get(name, settings.get(name)) for name in ("data", "arch", "amp", *settings)}
     check_at_least(settings, epochs=1, batch_size=1, crop=8, lr=0, momentum=0, weight_decay=0)
     if settings["arch"] not in model_names():
@@ -169,7 +170,7 @@ def default_output(given: dict) -> str:
 # --- data, network --------------------------------------------------------------------------------------------------
 
 def open_data(settings: dict, device: torch.device, place: Place, workers: int, **options) -> Data:
-    """The data of this process.  Imagenette is downloaded if it is missing, by one process of each machine."""
+    """The data of this process.  A named set is downloaded if it is missing, by one process of each machine."""
     first_on_machine(lambda: locate(settings["data"], download=True), place)
     return load_data(settings["data"], size=settings["crop"], device=device, seed=settings["seed"],
                      scale=tuple(settings["scale"]), shard=place.shard,

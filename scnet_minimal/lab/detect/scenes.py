@@ -35,6 +35,7 @@ from torchvision.transforms.v2.functional import horizontal_flip
 from tqdm import tqdm
 
 from ..data import toynette
+from ..data.download import NAMED_SETS, locate
 from ..data.sampler import EpochSampler, leave_signals_to_parent
 from ..device import resolve_device
 from ..errors import UserError
@@ -134,8 +135,8 @@ def load_scenes(source: str | Path, task: str, *, size: int = 128, images: tuple
                 shard: tuple[int, int] = (0, 1), only_val: bool = False) -> Scenes:
     """Toynette scenes, or a folder in COCO's layout, for one of build_detector's tasks.
 
-    source      "toynette", or a folder that holds annotations/instances_train*.json (for keypoints
-                person_keypoints_train*.json), the same for val, and the images in train*/ and val*/
+    source      "toynette", "pets" (each with its mask), or a folder that holds annotations/instances_train*.json (for
+                keypoints person_keypoints_train*.json), the same for val, and the images in train*/ and val*/
     size        side of the drawn scenes, px; images of a folder keep theirs
     images      how many scenes to draw for training and for validation (a fifth of a second each)
     batch_size  images per step, over all processes together
@@ -153,8 +154,9 @@ def load_scenes(source: str | Path, task: str, *, size: int = 128, images: tuple
         ids = list(range(1, len(names) + 1))
     else:
         need_pycocotools()
-        val = CocoFolder(source, "val", task)
-        train = val if only_val else CocoFolder(source, "train", task)
+        folder = locate(source) if source in NAMED_SETS else source
+        val = CocoFolder(folder, "val", task)
+        train = val if only_val else CocoFolder(folder, "train", task)
         names, points, ids = val.names, val.points, val.ids
         order = COCO_MIRROR if len(points) == len(COCO_MIRROR) else ()
         if train.names != names:

@@ -1,21 +1,27 @@
-"""What the notebooks read, made by commands: python -m scnet_minimal.lab.study {dots,explore,trained,toynette} -h."""
+"""What the notebooks read, made by commands: python -m scnet_minimal.lab.study -h names them."""
 import argparse
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+
+import torch
 
 from ...weights import read_weights
 from .. import train_imagenet, zoo
+from ..data.download import locate
 from ..data.toynette import write_toynette
+from ..device import resolve_device
 from ..errors import UserError
 from ..train.checkpoint import write_torch
 from ..train.processes import run_command
-from . import dots, explore
+from . import dots, explore, photographs
 from .record import LEVELS, QUANTILES, quantiles, read_rows, record, setting
 
 COMMAND = "python -m scnet_minimal.lab.study"
 DOTS = Path("data", "studies", "dots.csv")
+PHOTOGRAPHS = Path("data", "studies", "photographs.csv")
 PAGE = Path("notebooks", "explore.html")
 KEY = ("block", "seed", "pictures", "isa", "threads", "torch", "processor")
 KEPT = ("plain", "two", "dilated4", "se", "coarse", "sc1", "sc4", "sc8")      # trained networks for the notebooks
@@ -104,6 +110,49 @@ def table(rows: Sequence[dict]) -> str:
     return "\n".join(lines[1:]) or "no runs yet"
 
 
+# --- photographs ------------------------------------------------------------------------------------------------------
+
+def add_photographs(commands) -> None:
+    parser = commands.add_parser(
+        "photographs", help="SCNet, its plain twin and what tells causes apart, on 50 classes of ImageNet",
+        description="Trains the small networks of study/photographs.py, 8 seeds of SCNet and its plain twin and 4 of "
+                    "each other kind, and appends a row for each to a table. Runs that the table has already are left "
+                    "out; one that was interrupted resumes from its last epoch.")
+    parser.add_argument("--data", default="tiny-imagenet-50", metavar="DIR",
+                        help="a data set's name or folder (default tiny-imagenet-50, downloaded if it is missing)")
+    parser.add_argument("--epochs", type=at_least_one, default=photographs.EPOCHS, metavar="N",
+                        help=f"of every run (default {photographs.EPOCHS})")
+    parser.add_argument("--size", type=at_least_one, default=photographs.SIZE, metavar="PX",
+                        help=f"side of the images (default {photographs.SIZE})")
+    parser.add_argument("--processes", type=at_least_one, default=os.cpu_count(), metavar="N",
+                        help="runs at the same time, one thread each (default: one per core)")
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda, for all processes")
+    parser.add_argument("--runs", type=Path, default=Path("runs", "photographs"), metavar="DIR",
+                        help="checkpoints (default runs/photographs)")
+    parser.add_argument("--out", type=Path, default=PHOTOGRAPHS, metavar="CSV",
+                        help=f"the table (default {PHOTOGRAPHS})")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--table", action="store_true", help="print what the table holds and train nothing")
+    instead.add_argument("--figure", type=Path, metavar="FILE", help="draw it, every seed a dot (.png, .svg)")
+    instead.add_argument("--keep", type=Path, metavar="FOLDER",
+                         help="write the trained networks of zoo.PHOTOGRAPHS there, in half precision")
+    parser.set_defaults(run=run_photographs)
+
+
+def run_photographs(args: argparse.Namespace) -> None:
+    if args.table:
+        print(photographs.photographs_table(read_rows(args.out)))
+        return
+    folder, where = locate(args.data, download=True).resolve(), setting("native", 1)
+    if args.device != "cpu":
+        where["processor"] = torch.cuda.get_device_name(resolve_device(args.device))
+    jobs = [{"kind": kind, "seed": seed, "epochs": args.epochs, "size": args.size, **where}
+            for kind, seed in photographs.in_order()]
+    work = partial(photographs.train_kind, folder=str(folder), runs=args.runs, device=args.device)
+    ran = record(args.out, jobs, work, key=photographs.KEY, processes=args.processes)
+    print(f"{args.out}: {ran} new runs, {len(read_rows(args.out))} in all")
+
+
 def add_explore(commands) -> None:
     parser = commands.add_parser(
         "explore", help="the game as a page: drag the dots, see what each block answers",
@@ -167,7 +216,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog=COMMAND, description="Makes what the notebooks read: recorded studies, small "
                                                           "trained networks, the drawn data set.")
     commands = p.add_subparsers(dest="command", required=True, metavar="STUDY")
-    for add in (add_dots, add_explore, add_trained, add_toynette):
+    for add in (add_dots, add_photographs, add_explore, add_trained, add_toynette):
         add(commands)
     return p
 

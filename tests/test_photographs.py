@@ -1,0 +1,183 @@
+"""The study on photographs: networks that differ in one thing, a record that resumes, and what pairs say."""
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from scnet_minimal.lab.study import __main__ as study
+from scnet_minimal.lab.study import compare, photographs
+from scnet_minimal.lab.study.record import append_row, read_rows, setting
+from scnet_minimal.lab.train.checkpoint import Keeper
+
+SC = ("scnet", "r1", "added")           # the kinds whose weights have the same names and shapes
+
+
+# --- the networks -----------------------------------------------------------------------------------------------------
+
+def test_kinds_of_one_seed_start_from_the_same_weights_wherever_they_can():
+    nets = {kind: photographs.study_network(kind, 0, 50) for kind in photographs.KINDS}
+    states = {kind: net.state_dict() for kind, net in nets.items()}
+    for kind, state in states.items():
+        for other in ("scnet", "plain"):
+            assert all(torch.equal(state[name], states[other][name]) for name in state
+                       if name in states[other] and state[name].shape == states[other][name].shape), (kind, other)
+    assert all(states[kind].keys() == states["scnet"].keys() for kind in SC)
+    assert not torch.equal(states["plain"]["fc.weight"], photographs.study_network("plain", 1, 50).fc.weight)
+
+
+def test_kinds_differ_in_one_thing_and_hardly_in_parameters():
+    x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    nets = {kind: photographs.study_network(kind, 0, 50).eval() for kind in photographs.KINDS}
+    logits = {kind: net(x).detach() for kind, net in nets.items()}
+    assert len({tuple(y.flatten()[:5].tolist()) for y in logits.values()}) == len(logits)
+    count = {kind: sum(p.numel() for p in net.parameters()) for kind, net in nets.items()}
+    assert count["scnet"] == count["r1"] == count["added"] > count["plain"]
+    assert all(abs(count[kind] / count["scnet"] - 1) < 0.005 for kind in count if kind != "no_gate")
+    assert count["no_gate"] == count["scnet"] - sum(p.numel() for b in nets["scnet"].modules() if hasattr(b, "scconv")
+                                                    for p in b.scconv.k2.parameters())
+
+
+def test_what_an_ablation_leaves_out_no_longer_matters():
+    nets = {kind: photographs.study_network(kind, 0, 50).eval() for kind in SC}
+    x = torch.zeros(1, 3, 64, 64)
+    x[..., 30:34, 30:34] = 1
+    with torch.no_grad():
+        block = {kind: net.layer1[0].scconv for kind, net in nets.items()}
+        y = torch.randn(1, 8, 16, 16, generator=torch.Generator().manual_seed(0))
+        half = block["scnet"].gate(y + torch.nn.functional.interpolate(block["scnet"].k2(y), size=(16, 16)))
+        k3, k4 = block["scnet"].k3, block["scnet"].k4
+        torch.testing.assert_close(block["scnet"](y), k4(k3(y) * half))
+        torch.testing.assert_close(block["added"](y), k4(k3(y) + half))
+        series = photographs.study_network("no_gate", 0, 50).eval().layer1[0].scconv
+        torch.testing.assert_close(series(y), k4(k3(y)))
+    assert block["r1"].k2[0].kernel_size == 1 and block["scnet"].k2[0].kernel_size == 4
+
+
+def test_whatever_ran_first_is_balanced():
+    order = list(photographs.in_order())
+    assert len(set(order)) == len(order) == 32
+    assert Counter(kind for kind, _ in order) == dict.fromkeys(photographs.KINDS, 4) | {"scnet": 8, "plain": 8}
+    for end in range(len(order) + 1):
+        counts = Counter(kind for kind, _ in order[:end])
+        others = [counts[kind] for kind in photographs.KINDS if kind not in ("scnet", "plain")]
+        assert abs(counts["scnet"] - counts["plain"]) <= 1 and max(others) - min(others) <= 1
+        assert all(seed in range(counts[kind]) for kind, seed in order[:end])
+
+
+# --- the runs ---------------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def data(squares, tmp_path_factory):
+    return str(squares(tmp_path_factory.mktemp("squares"), 20, val=6))
+
+
+def test_an_interrupted_run_ends_as_one_that_was_not(data, tmp_path, monkeypatch):
+    job = {"kind": "scnet", "seed": 3, "epochs": 2, "size": 16}
+    whole = photographs.train_kind(job, data, tmp_path / "whole")
+    epoch = Keeper.epoch
+    monkeypatch.setattr(Keeper, "epoch", lambda *args: [epoch(*args), (_ for _ in ()).throw(KeyboardInterrupt)])
+    with pytest.raises(KeyboardInterrupt):
+        photographs.train_kind(job, data, tmp_path / "cut")
+    monkeypatch.undo()
+    resumed = photographs.train_kind(job, data, tmp_path / "cut")
+    assert {**resumed, "seconds": 0} == {**whole, "seconds": 0}
+    assert whole["train"] == 48 and whole["val"] == 12 and len(whole["history"].split()) == 2
+    assert photographs.unpack({key: str(value) for key, value in whole.items()}).mean() == pytest.approx(
+        float(whole["top1"]), abs=1e-4)
+
+
+def test_another_seed_sees_another_order_and_another_kind_the_same(data, tmp_path):
+    orders = {}
+    for kind, seed in (("scnet", 0), ("plain", 0), ("plain", 1)):
+        photographs.train_kind({"kind": kind, "seed": seed, "epochs": 1, "size": 16}, data, tmp_path)
+        batches = photographs._photographs(data, 16, "cpu").train
+        orders[kind, seed] = torch.cat([x.flatten() for x, _ in batches])
+    assert torch.equal(orders["scnet", 0], orders["plain", 0])
+    assert not torch.equal(orders["plain", 0], orders["plain", 1])
+
+
+@pytest.mark.slow
+def test_the_command_makes_the_missing_rows_and_prints_them(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(photographs, "in_order", lambda: [("scnet", 0), ("plain", 0), ("scnet", 1), ("plain", 1)])
+    command = ["photographs", "--data", data, "--epochs", "1", "--size", "16", "--processes", "1", "--runs",
+               str(tmp_path / "runs"), "--out", str(tmp_path / "t.csv")]
+    assert study.main(command) == 0
+    rows = read_rows(tmp_path / "t.csv")
+    assert [row["kind"] + row["seed"] for row in rows] == ["scnet0", "plain0", "scnet1", "plain1"]
+    assert study.main(command) == 0 and read_rows(tmp_path / "t.csv") == rows
+    capsys.readouterr()
+    assert study.main([*command, "--table"]) == 0
+    assert "SCNet - plain twin" in capsys.readouterr().out
+
+
+# --- what pairs say ---------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("p, freedom, t", [(0.975, 1, 12.7062), (0.975, 7, 2.36462), (0.8, 7, 0.89603),
+                                           (0.975, 3, 3.18245), (0.975, 120, 1.97993), (0.5, 7, 0)])
+def test_students_t_is_that_of_the_tables(p, freedom, t):
+    assert compare.t_quantile(p, freedom) == pytest.approx(t, abs=2e-4)
+
+
+def test_an_interval_of_pairs_by_hand():
+    mean, low, high = compare.t_interval([1, 2, 3, 4])
+    assert mean == 2.5 and high - mean == pytest.approx(mean - low) == pytest.approx(3.18245 * 1.29099 / 2, abs=1e-4)
+
+
+def test_the_findable_difference_is_found_four_times_in_five():
+    rng, pairs = np.random.default_rng(0), 8
+    scatter = rng.standard_normal(pairs)
+    scatter /= scatter.std(ddof=1)
+    drawn = rng.standard_normal((20_000, pairs)) + compare.findable(scatter)
+    t = drawn.mean(1) / (drawn.std(1, ddof=1) / pairs ** 0.5)
+    assert (t > compare.t_quantile(0.975, pairs - 1)).mean() == pytest.approx(0.8, abs=0.03)
+    assert compare.findable(scatter, pairs=32) < compare.findable(scatter) / 1.9
+
+
+def test_bootstraps_know_what_was_drawn():
+    rng = np.random.default_rng(0)
+    right = rng.random((6, 2500)) < 0.5
+    _, low, high = compare.picture_interval(right[:1])
+    assert (high - low) / 2 == pytest.approx(1.96 * (0.25 / 2500) ** 0.5, rel=0.08)     # of one network: binomial
+    easy = rng.random(400) < 0.5                            # all networks agree: only the pictures matter
+    same = np.tile(easy, (6, 1))
+    assert compare.both_interval(same)[1:] == pytest.approx(compare.picture_interval(same)[1:], abs=0.01)
+    good = np.repeat([[True], [False]] * 3, 400, 1)         # networks differ, pictures do not
+    assert compare.picture_interval(good)[1:] == (0.5, 0.5) and np.ptp(compare.both_interval(good)[1:]) > 0.6
+    with pytest.raises(ValueError, match="2500"):
+        compare.both_interval(right, same)
+
+
+def made_up(kind, seed, right, **more):
+    return {"kind": kind, "seed": seed, "epochs": 8, "size": 64, **setting("native", 1), "classes": 50, "train": 9,
+            "val": len(right), "parameters": 1000, "seconds": 1, "top1": f"{right.mean():.4f}", "top5": 1,
+            "val_loss": 1, "history": "", "right": photographs.pack(torch.from_numpy(right))} | more
+
+
+def test_the_table_pairs_seeds_and_keeps_settings_apart(tmp_path, capsys):
+    file, rng = tmp_path / "t.csv", np.random.default_rng(0)
+    assert study.main(["photographs", "--table", "--out", str(file)]) == 0 and "no runs" in capsys.readouterr().out
+    for seed in (2, 0, 1):
+        plain = rng.random(1001) < 0.4                      # not a multiple of eight
+        better = plain.copy()
+        better[np.flatnonzero(~plain)[:100 + seed]] = True
+        for kind, right in (("plain", plain), ("scnet", better)):
+            append_row(file, made_up(kind, seed, right))
+    append_row(file, made_up("scnet", 5, better))           # has no twin yet
+    append_row(file, made_up("scnet", 0, plain, epochs=9))
+    rows = read_rows(file)
+    one, = photographs.comparisons([row for row in rows if row["epochs"] == "8"])
+    assert one.differences == pytest.approx([100 / 1001, 101 / 1001, 102 / 1001])
+    assert [i.mean for i in (one.seeds, one.pictures, one.both)] == pytest.approx([101 / 1001] * 3)
+    assert study.main(["photographs", "--table", "--out", str(file)]) == 0
+    out = capsys.readouterr().out
+    assert "8 epochs" in out and "9 epochs" in out and out.count("SCNet - plain twin") == 1 and "+10.09" in out
+
+
+def test_bits_come_back_as_they_were():
+    for n in (1, 8, 1001):
+        right = np.random.default_rng(n).random(n) < 0.5
+        row = {"right": photographs.pack(torch.from_numpy(right)), "val": str(n)}
+        assert (photographs.unpack(row) == right).all()
+
+
