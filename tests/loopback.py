@@ -6,7 +6,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 SPOILT = {          # what a file becomes: status, content, the length that is claimed
     "truncated": lambda c: (200, c[:len(c) // 2], len(c) // 2),
-    "corrupt": lambda c: (200, c[:500] + b"?" + c[501:], len(c)),
+    "corrupt": lambda c: (200, c[:len(c) // 2] + bytes([c[len(c) // 2] ^ 255]) + c[len(c) // 2 + 1:], len(c)),
     "forbidden": lambda c: (403, b"<html>no</html>", 15),
     "missing": lambda c: (404, b"", 0),
     "gone halfway": lambda c: (200, c[:len(c) // 2], len(c)),

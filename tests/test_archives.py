@@ -17,6 +17,9 @@ from scnet_minimal.lab.data.archives import mask_record
 from scnet_minimal.lab.detect.scenes import load_scenes
 from scnet_minimal.lab.errors import DataError
 
+# pycocotools' own, on numpy 2
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
 WNIDS = [f"n{i:08}" for i in (50, 10, 20, 30, 40)]          # in no order, as in the archive
 ZIP, HUB = "/tiny-imagenet-200.zip", "/datasets/zh-plus/tiny-imagenet/resolve/main/data/"
 BREEDS = "Abyssinian", "great_pyrenees"
