@@ -151,11 +151,14 @@ def test_a_spoilt_zip_never_passes_for_a_data_set_and_the_hub_helps_out(host, tm
 # --- the pets ---------------------------------------------------------------------------------------------------------
 
 @needs_pycocotools
-def test_the_pets_are_classes_and_objects_with_masks(host, tmp_path):
-    data = load("pets", tmp_path, download=True)
+def test_the_pets_are_classes_and_objects_with_masks(host, tmp_path, monkeypatch):
+    (root := tmp_path / "data").mkdir()
+    data = load("pets", root, download=True)
     assert data.classes == ["Abyssinian", "Great Pyrenees"] and data.val.labels.tolist() == [0, 1]
-    assert os.listdir(tmp_path) == ["oxford-iiit-pet"]
-    scenes = load_scenes(tmp_path / "oxford-iiit-pet", "mask", batch_size=1, device="cpu")
+    assert os.listdir(root) == ["oxford-iiit-pet"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(download, "__file__", str(tmp_path / "venv/lib/scnet_minimal/lab/data/download.py"))
+    scenes = load_scenes("pets", "mask", batch_size=1, device="cpu")
     assert scenes.classes == data.classes and len(scenes.train.scenes) == len(scenes.val.scenes) == 2
     _, target = scenes.val.scenes[1]
     assert target["boxes"].tolist() == [[9, 5, 15, 25]] and target["labels"].tolist() == [2]

@@ -8,7 +8,9 @@ import torch
 from scnet_minimal.lab.study import __main__ as study
 from scnet_minimal.lab.study import compare, photographs
 from scnet_minimal.lab.study.record import append_row, read_rows, setting
-from scnet_minimal.lab.train.checkpoint import Keeper
+from scnet_minimal.lab.train.checkpoint import Keeper, read_checkpoint
+from scnet_minimal.lab.zoo import create_model
+from scnet_minimal.weights import load_weights
 
 SC = ("scnet", "r1", "added")           # the kinds whose weights have the same names and shapes
 
@@ -109,6 +111,16 @@ def test_the_command_makes_the_missing_rows_and_prints_them(data, tmp_path, monk
     capsys.readouterr()
     assert study.main([*command, "--table"]) == 0
     assert "SCNet - plain twin" in capsys.readouterr().out
+    assert study.main([*command, "--figure", str(tmp_path / "new" / "f.png")]) == 0
+    assert (tmp_path / "new" / "f.png").read_bytes().startswith(b"\x89PNG")
+    monkeypatch.setattr(photographs, "in_order", lambda: [("scnet", 0), ("plain", 4)])      # seed 4 is not kept
+    assert study.main([*command, "--keep", str(tmp_path / "kept")]) == 0
+    model = create_model("scnet_toy", 2)
+    load_weights(model, tmp_path / "kept" / "photographs_scnet_0.pt")
+    last = read_checkpoint(tmp_path / "runs" / "scnet_0_1x16")["state_dict"]
+    torch.testing.assert_close(model.fc.weight, last["fc.weight"], atol=1e-3, rtol=1e-3)
+    assert [file.name for file in (tmp_path / "kept").iterdir()] == ["photographs_scnet_0.pt"]
+    assert study.main([*command, "--epochs", "2", "--keep", str(tmp_path / "kept")]) == 2       # has not run
 
 
 # --- what pairs say ---------------------------------------------------------------------------------------------------

@@ -14,9 +14,10 @@ from ..data.download import locate
 from ..data.toynette import write_toynette
 from ..device import resolve_device
 from ..errors import UserError
-from ..train.checkpoint import write_torch
+from ..train.checkpoint import read_checkpoint, write_torch
 from ..train.processes import run_command
 from . import dots, explore, photographs
+from .figures import PLAIN, SC, seeds_and_differences
 from .record import LEVELS, QUANTILES, quantiles, read_rows, record, setting
 
 COMMAND = "python -m scnet_minimal.lab.study"
@@ -135,7 +136,7 @@ def add_photographs(commands) -> None:
     instead.add_argument("--table", action="store_true", help="print what the table holds and train nothing")
     instead.add_argument("--figure", type=Path, metavar="FILE", help="draw it, every seed a dot (.png, .svg)")
     instead.add_argument("--keep", type=Path, metavar="FOLDER",
-                         help="write the trained networks of zoo.PHOTOGRAPHS there, in half precision")
+                         help="write the trained networks of seeds 0 to 2 of SCNet and twin there, in half precision")
     parser.set_defaults(run=run_photographs)
 
 
@@ -143,14 +144,48 @@ def run_photographs(args: argparse.Namespace) -> None:
     if args.table:
         print(photographs.photographs_table(read_rows(args.out)))
         return
-    folder, where = locate(args.data, download=True).resolve(), setting("native", 1)
+    if args.figure:
+        draw_photographs(args)
+        return
+    where = setting("native", 1)
     if args.device != "cpu":
         where["processor"] = torch.cuda.get_device_name(resolve_device(args.device))
     jobs = [{"kind": kind, "seed": seed, "epochs": args.epochs, "size": args.size, **where}
             for kind, seed in photographs.in_order()]
-    work = partial(photographs.train_kind, folder=str(folder), runs=args.runs, device=args.device)
+    if args.keep:
+        keep_photographs(args, jobs)
+        return
+    folder = str(locate(args.data, download=True).resolve())
+    work = partial(photographs.train_kind, folder=folder, runs=args.runs, device=args.device)
     ran = record(args.out, jobs, work, key=photographs.KEY, processes=args.processes)
     print(f"{args.out}: {ran} new runs, {len(read_rows(args.out))} in all")
+
+
+def draw_photographs(args: argparse.Namespace) -> None:
+    rows = [row for row in read_rows(args.out) if (row["epochs"], row["size"]) == (str(args.epochs), str(args.size))]
+    found = photographs.comparisons(rows)
+    if not found:
+        raise UserError(f"{args.out} has no two pairs of {args.epochs} epochs at {args.size} px to compare.")
+    label = {kind: label for kind, (label, *_) in photographs.KINDS.items()}
+    right = photographs.right_by_kind(rows)
+    fig = seeds_and_differences(
+        {label[kind]: {seed: bits.mean() for seed, bits in seeds.items()} for kind, seeds in right.items() if seeds},
+        [(" - ".join(label[kind] for kind in one.kinds), one.differences, one.seeds, one.both) for one in found],
+        {label["scnet"]: SC, label["plain"]: PLAIN})
+    args.figure.parent.mkdir(parents=True, exist_ok=True)
+    fig.savefig(args.figure, dpi=110)
+
+
+def keep_photographs(args: argparse.Namespace, jobs: list[dict]) -> None:
+    args.keep.mkdir(parents=True, exist_ok=True)
+    for job in jobs:
+        if job["kind"] in ("scnet", "plain") and job["seed"] < 3:
+            state = read_checkpoint(photographs.run_folder(args.runs, job))
+            if state["epoch"] < args.epochs:
+                raise UserError(f"{job['kind']}, seed {job['seed']}, has run {state['epoch']} of {args.epochs} epochs.")
+            file = args.keep / f"photographs_{job['kind']}_{job['seed']}.pt"
+            write_torch(file, {"classes": state["classes"], "state_dict": half_precision(state["state_dict"])})
+            print(f"{file}: {100 * state['history'][-1]['val_top1']:.2f} %")
 
 
 def add_explore(commands) -> None:
@@ -191,10 +226,13 @@ def train_small(name: str, folder: Path = zoo.TRAINED_FOLDER, runs: Path = Path(
                                     "--output", str(runs / name), "--resume", "auto"]):
         return code
     weights = read_weights(runs / name / "last.pt")         # the last, not the best: nothing chosen on validation
-    half = {key: tensor.half() if tensor.is_floating_point() else tensor for key, tensor in weights.items()}
     folder.mkdir(parents=True, exist_ok=True)
-    write_torch(folder / f"{name}.pt", half)
+    write_torch(folder / f"{name}.pt", half_precision(weights))
     return 0
+
+
+def half_precision(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: t.half() if t.is_floating_point() else t for name, t in weights.items()}
 
 
 def add_toynette(commands) -> None:
