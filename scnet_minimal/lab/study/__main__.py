@@ -157,7 +157,7 @@ def run_photographs(args: argparse.Namespace) -> None:
         return
     folder = str(locate(args.data, download=True).resolve())
     work = partial(photographs.train_kind, folder=folder, runs=args.runs, device=args.device)
-    ran = record(args.out, jobs, work, key=photographs.KEY, processes=args.processes)
+    ran = record(args.out, jobs, work, key=photographs.RUN, processes=args.processes)
     print(f"{args.out}: {ran} new runs, {len(read_rows(args.out))} in all")
 
 

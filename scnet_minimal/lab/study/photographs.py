@@ -33,7 +33,7 @@ from .compare import Interval, both_interval, findable, picture_interval, t_inte
 
 SIZE, BATCH, EPOCHS, LR = 64, 64, 8, 0.1    # px; photographs a step; passes; the peak of one cycle
 PAIRS, SEEDS = 8, 4                         # seeds of scnet and plain; of every other kind
-KEY = ("kind", "seed", "epochs", "size")    # of a row: what makes two runs the same run
+RUN = ("kind", "seed", "epochs", "size")    # of a row: what makes two runs the same run
 ABOUT = ("epochs", "size", "classes", "train", "val")       # of a row: what runs that are compared have in common
 COMPARED = (("scnet", "plain"), ("scnet", "r1"), ("scnet", "no_gate"), ("scnet", "added"), ("scnet", "plain_se"),
             ("plain_se", "plain"))          # the first is the question; the others ask for its cause
