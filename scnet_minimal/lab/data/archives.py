@@ -31,7 +31,7 @@ def tiny_from_archive(scratch: Path, folder: str) -> Path:
         def lines(name: str) -> list[list[str]]:
             return [line.split("\t") for line in archive.read(f"tiny-imagenet-200/{name}").decode().splitlines()]
 
-        words = {wnid: text for wnid, text in lines("words.txt")}
+        words = {line[0]: line[-1] for line in lines("words.txt")}
         wnids = _chosen([wnid for wnid, in lines("wnids.txt")], folder)
 
         def train() -> Iterator[Row]:

@@ -187,8 +187,9 @@ def load_data(source: str | Path, *, size: int = 128, batch_size: int = 64,
     """A data set, by its name or its folder, as batches on the device.
 
     source        "toynette", "imagenette" (of 160 px, or a larger one if only that is there),
-                  "imagenette-160", "imagenette-320", "imagenette-full", or a folder that holds train/<class>/ and
-                  val/<class>/ (or validation/<class>/), or train*.parquet and validation*.parquet
+                  "imagenette-160", "imagenette-320", "imagenette-full", "tiny-imagenet" (200 classes at 64 px),
+                  "tiny-imagenet-50" (every fourth of them), "pets" (37 breeds), or a folder that holds train/<class>/
+                  and val/<class>/ (or validation/<class>/), or train*.parquet and validation*.parquet
     size          side of the square images, px
     device        None: best_device()
     root          where named sets are; None: the repository's data/, or data/ in or above the working folder
@@ -196,7 +197,7 @@ def load_data(source: str | Path, *, size: int = 128, batch_size: int = 64,
     workers       threads to decode with, processes when streaming (0: none); None: one per core, at most 8
     memory_limit  bytes; a set that needs more as uint8 is streamed from disk. The default keeps Imagenette
                   on the device up to 224 px (2.7 GB); 0 always streams
-    download      fetch Imagenette into root if it is not there (160 px: 99 MB)
+    download      fetch a named set into root if it is not there (imagenette 99 MB, tiny-imagenet 248, pets 811)
     shard         (rank, world): the part of every batch that this process gets; batch_size counts the images of all
     only_val      nothing will be trained: where there is no train split, validation stands in for it
 
