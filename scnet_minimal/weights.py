@@ -6,6 +6,7 @@
 A network is known here by its state dict alone.  Files are read as data: no code in them is ever run.
 """
 import hashlib
+import os
 import re
 import socket
 import sys
@@ -110,7 +111,7 @@ def _description(state: dict[str, Tensor]) -> str:
 
 def read_weights(path) -> dict[str, Tensor]:
     """The tensors of a weights file, on the CPU, under the authors' names.  Raises as load_weights does."""
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     if not path.is_file():
         raise FileNotFoundError(f"{path} is a folder: name the file." if path.is_dir() else f"There is no file {path}.")
     try:

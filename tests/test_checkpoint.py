@@ -34,7 +34,8 @@ def row(epoch, top1):
 
 def state(*top1):
     return {"epoch": len(top1), "step": 0, "steps": 4, "history": [row(i, t) for i, t in enumerate(top1)],
-            "state_dict": small().state_dict(), "optimizer": {"state": {}}, "scaler": {}, "sums": {}, "random": {}}
+            "state_dict": small().state_dict(), "optimizer": {"state": {}}, "scaler": {}, "sums": {},
+            "random": {"cpu": torch.get_rng_state()}}
 
 
 @pytest.fixture

@@ -1,4 +1,5 @@
 """A folder in COCO's layout, read; and files that are not."""
+import contextlib
 import json
 import sys
 
@@ -6,7 +7,7 @@ import pytest
 import torch
 from coco_folder import needs_pycocotools, write_coco_folder
 
-from scnet_minimal.lab.detect.coco import VOID, need_pycocotools
+from scnet_minimal.lab.detect.coco import VOID, CocoFolder, encode_mask, need_pycocotools
 from scnet_minimal.lab.detect.scenes import load_scenes
 from scnet_minimal.lab.errors import UserError
 
@@ -69,33 +70,72 @@ def test_a_folder_without_annotations_or_images_is_refused(tmp_path):
         load_scenes(root, "box", device="cpu")
 
 
+ENTRY = {"images": 0, "annotations": 1, "categories": 1}
+WRONG = {                                               # by file and field: what it must not be
+    ("images", "id"): ["1", None, 1.5, 2], ("images", "file_name"): ["", None, "gone.jpg", "a\0b"],
+    ("images", "height"): [0, -1, "30"], ("categories", "id"): ["7", 3, None], ("categories", "name"): [None, 5],
+    ("categories", "keypoints"): [None, "nose", [1]], ("annotations", "id"): ["2", 1, None],
+    ("annotations", "image_id"): [99, "1", None], ("annotations", "category_id"): [5, "3", None],
+    ("annotations", "bbox"): [[0, 0, float("inf"), 4], [0, 0, float("nan"), 4], [0, 0, 4], "0 0 4 4", None,
+                              [0, 0, -4, 4], [1e300, 0, 4, 4]],
+    ("annotations", "area"): ["16", None, -1, float("nan")], ("annotations", "iscrowd"): ["0", 2],
+    ("annotations", "segmentation"): [None, [], [[1, 2]], [[0, 0, 1, 1, float("inf"), 0]], "x",
+                                      {"size": [9, 9], "counts": [81]}, {"size": [30, 40], "counts": [1201]},
+                                      {"size": [30, 40], "counts": "0"}, {"size": [30, 40]}],
+    ("annotations", "keypoints"): [None, [1, 2, 3], ["x"] * 51, [5, 7, 3] * 17],
+    ("annotations", "num_keypoints"): [None, -1, "16", 18],
+}
+
+
 @needs_pycocotools
-@pytest.mark.parametrize("change, fact", [
-    (lambda d: d["annotations"][1].update(bbox=[0, 0, float("inf"), 4]), "annotation 2 .*inf"),
-    (lambda d: d["annotations"][1].update(bbox=[0, 0, float("nan"), 4]), "annotation 2 .*nan"),
-    (lambda d: d["annotations"][1].update(bbox=[0, 0, 4]), r"annotation 2 .*\[0, 0, 4\]"),
-    (lambda d: d["annotations"][1].update(bbox="0 0 4 4"), "annotation 2 .*0 0 4 4"),
-    (lambda d: d["annotations"][1].pop("bbox"), "bbox"),
-    (lambda d: d["annotations"][1].update(category_id=5), "annotation 2 .*5"),
-    (lambda d: d["annotations"][1].update(image_id=99), "annotation 2 .*99"),
-    (lambda d: d.pop("categories"), "categories"),
-    (lambda d: d.pop("images"), "images"),
-    (lambda d: d["categories"][0].pop("name"), "name"),
-    (lambda d: d.update(categories=[]), "0 categories"),
-    (lambda d: d.update(annotations=None), ""),
-])
-def test_annotations_that_would_fail_later_are_refused_at_once(change, fact, tmp_path):
+@pytest.mark.parametrize("kind, field", WRONG, ids=".".join)
+def test_a_field_that_would_fail_later_is_named_when_the_file_is_opened(kind, field, tmp_path):
+    people = "keypoints" in field
+    root = write_coco_folder(tmp_path)
+    path = root / "annotations" / f"{'person_keypoints' if people else 'instances'}_val2017.json"
+    whole = path.read_text()
+    for value in WRONG[kind, field]:
+        content = json.loads(whole)
+        content[kind][min(ENTRY[kind], len(content[kind]) - 1)][field] = value
+        path.write_text(json.dumps(content))
+        with pytest.raises(UserError, match=rf"{path.name}.*{field}|{path.name}.*(an id stands twice|no such file)"):
+            CocoFolder(root, "val", "keypoint" if people else "mask")
+    content = json.loads(whole)
+    del content[kind][min(ENTRY[kind], len(content[kind]) - 1)][field]
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=f"{path.name}.*{field}") if field != "iscrowd" else contextlib.nullcontext():
+        CocoFolder(root, "val", "keypoint" if people else "mask")
+
+
+@needs_pycocotools
+def test_masks_as_compressed_run_lengths_are_taken_if_they_fill_the_image(tmp_path):
     root = write_coco_folder(tmp_path)
     path = root / "annotations" / "instances_val2017.json"
     content = json.loads(path.read_text())
-    change(content)
+    mask = torch.zeros(30, 40, dtype=torch.uint8)
+    mask[3:7, ::3] = 1
+    content["annotations"][1]["segmentation"] = encode_mask(mask)
     path.write_text(json.dumps(content))
-    with pytest.raises(UserError, match=f"instances_val2017.json.*{fact}"):
-        load_scenes(root, "mask", device="cpu")
+    assert torch.equal(CocoFolder(root, "val", "mask")[0][1]["masks"][1], mask)
+    content["annotations"][1]["segmentation"]["counts"] += "1"
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="segmentation"):
+        CocoFolder(root, "val", "mask")
 
 
 @needs_pycocotools
-@pytest.mark.parametrize("text", ["[]", "", "{", "<html>"])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_image_is_named_without_a_traceback(tmp_path, workers):
+    root = write_coco_folder(tmp_path)
+    (root / "val2017" / "2.jpg").write_bytes(b"no image")
+    data = load_scenes(root, "box", device="cpu", workers=workers, only_val=True)
+    with pytest.raises(UserError, match="2.jpg") as caught:
+        list(data.val)
+    assert "\n" not in str(caught.value)
+
+
+@needs_pycocotools
+@pytest.mark.parametrize("text", ["[]", "", "{", "<html>", "{}", '{"images": [], "annotations": [], "categories": []}'])
 def test_a_file_that_holds_something_else_is_refused(text, tmp_path):
     root = write_coco_folder(tmp_path)
     (root / "annotations" / "instances_val2017.json").write_text(text)

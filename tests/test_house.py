@@ -14,7 +14,7 @@ PACKAGE = ROOT / "scnet_minimal"
 # From the ground up. A room imports rooms below its own floor, and nothing beside or above it.
 FLOORS = (
     ("scnet", "sources", "errors"),
-    ("weights", "fuse", "device"),
+    ("weights", "fuse", "device", "checks", "command_line"),
     ("zoo", "data"),
     ("train",),
     ("detect", "study", "course"),

@@ -11,13 +11,13 @@ import json
 import os
 import statistics
 import sys
-from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
+from .checks import Number, check_writable, place
+from .command_line import Parser, exit_code, run_command
 from .device import describe_machine, resolve_device, synchronize
-from .errors import FileError, UserError, user_errors
+from .errors import UserError, user_errors
 from .study.timing import interleaved, peak_megabytes, ratio, settled, silence_tools
 from .study.treatments import CHAINS, STEPS, TRAIN_CHAINS, missing, prepare
 
@@ -121,28 +121,21 @@ def freeze_weights() -> None:
     os.environ.setdefault("TORCHINDUCTOR_FREEZING", "1")
 
 
-def at_least(least: int) -> Callable[[str], int]:
-    """An argparse type: a whole number that is no smaller."""
-    def integer(text: str) -> int:
-        if int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text} is less than {least}")
-        return int(text)
-    return integer
-
-
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog=COMMAND, description=__doc__.split("\n")[0], epilog=EXAMPLES,
-                                formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser() -> Parser:
+    p = Parser(prog=COMMAND, description=__doc__.split("\n")[0], epilog=EXAMPLES,
+               formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--networks", nargs="+", default=["scnet50", "resnet50"], metavar="NAME",
                    help="two are also compared with each other; any of torchvision's classifiers (%(default)s)")
-    p.add_argument("--batch", nargs="+", type=at_least(1), default=[1, 8, 32], metavar="N", help="images at a time")
-    p.add_argument("--size", type=at_least(1), default=224, metavar="PX", help="side of the images (%(default)s)")
-    p.add_argument("--rounds", type=at_least(2), default=11, help="how often each row runs (%(default)s)")
+    p.add_argument("--batch", nargs="+", type=Number(int, 1, 2**16), default=[1, 8, 32], metavar="N",
+                   help="images at a time")
+    p.add_argument("--size", type=Number(int, 1, 4096), default=224, metavar="PX",
+                   help="side of the images (%(default)s)")
+    p.add_argument("--rounds", type=Number(int, 2, 10**6), default=11, help="how often each row runs (%(default)s)")
     p.add_argument("--only", nargs="+", metavar="CHAIN", help="treatments; gains are relative to the first")
     p.add_argument("--train", action="store_true", help="a training step instead of inference")
     p.add_argument("--device", help="cpu, cuda, cuda:1, mps (the best one here)")
-    p.add_argument("--threads", type=at_least(1), help="CPU threads")
-    p.add_argument("--json", type=Path, metavar="FILE", help="write every time of every row there")
+    p.add_argument("--threads", type=Number(int, 1, 1024), help="CPU threads")
+    p.add_argument("--json", type=place, metavar="FILE", help="write every time of every row there")
     return p
 
 
@@ -165,11 +158,7 @@ def run_benchmark(args: argparse.Namespace) -> None:
         with user_errors(ValueError), torch.device("meta"):
             create_model(name)
     if args.json:
-        try:
-            args.json.parent.mkdir(parents=True, exist_ok=True)
-            args.json.open("a").close()
-        except OSError as error:
-            raise FileError(f"{args.json} cannot be written: {error.strerror}.") from error
+        check_writable(args.json)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if args.threads:
@@ -190,17 +179,8 @@ def run_benchmark(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parser().parse_args(argv)
-    try:
-        run_benchmark(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code(lambda: run_benchmark(parser().parse_args(argv)))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

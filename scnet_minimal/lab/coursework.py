@@ -11,36 +11,26 @@ import os
 import sys
 from pathlib import Path
 
+from .checks import Number, place
+from .command_line import Parser, exit_code
 from .course.grading import grade
 from .course.handout import make_handout
 from .course.notebooks import NOTEBOOKS, choose_notebooks
 from .course.stamp import stamp, stamped_address
-from .errors import UserError
 
 COMMAND = "python -m scnet_minimal.lab.coursework"
 
 
-def _number(kind: type, least: float):
-    """An argparse type: a finite number, at least this."""
-    def read(text: str):
-        value = kind(text)
-        if not least <= value < float("inf"):
-            raise argparse.ArgumentTypeError(f"{text} is not {least} or more")
-        return value
-    read.__name__ = "number"                # as argparse's own message calls it
-    return read
-
-
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     raw, cores = argparse.RawDescriptionHelpFormatter, os.cpu_count() or 1
-    p = argparse.ArgumentParser(prog=COMMAND, description=__doc__, formatter_class=raw)
+    p = Parser(prog=COMMAND, description=__doc__, formatter_class=raw)
     commands = p.add_subparsers(dest="command", required=True)
 
     one = commands.add_parser("make", formatter_class=raw, help="the students' copy", description=(
         "Write a folder to hand out: the notebooks without answers, and all that they need to run.\n\n"
         f"    {COMMAND} make build/course        then zip it, or push it to a repository of its own\n\n"
         'There "pytest --nbval notebooks" fails at the unsolved exercises and nowhere else.'))
-    one.add_argument("out", type=Path, metavar="OUT", help="a new folder")
+    one.add_argument("out", type=place, metavar="OUT", help="a new folder")
 
     one = commands.add_parser("grade", formatter_class=raw, help="points for what was handed in", description=(
         "Run every student's notebooks under nbval, with your checks in place of theirs, and write a table.\n\n"
@@ -49,13 +39,15 @@ def parser() -> argparse.ArgumentParser:
         f"    {COMMAND} grade handed-in --only 03 --out grades.csv --jobs 4\n\n"
         "Each notebook runs in a copy of the course and a process of its own. That guards against accidents, not\n"
         "against malice: students' programs run with your rights. Grade in a container or a separate account."))
-    one.add_argument("folder", type=Path, metavar="FOLDER", help="holds one folder per student, named after them")
-    one.add_argument("--out", type=Path, default=Path("grades.csv"), help="the table (%(default)s)")
+    one.add_argument("folder", type=place, metavar="FOLDER", help="holds one folder per student, named after them")
+    one.add_argument("--out", type=place, default=Path("grades.csv"), help="the table (%(default)s)")
     one.add_argument("--only", nargs="+", default=[], metavar="NUMBER", help="notebooks to grade, as in 01 03 (all)")
-    one.add_argument("--jobs", type=_number(int, 1), default=max(1, cores // 2), help="at once (%(default)s)")
-    one.add_argument("--cell-seconds", type=_number(float, 1), default=300, help="time limit of a cell (%(default)s)")
-    one.add_argument("--seconds", type=_number(float, 1), default=1800, help="time limit of a notebook (%(default)s)")
-    one.add_argument("--notebooks", type=Path, default=NOTEBOOKS, help="yours, with the answers (the repository's)")
+    one.add_argument("--jobs", type=Number(int, 1, 1024), default=max(1, cores // 2), help="at once (%(default)s)")
+    one.add_argument("--cell-seconds", type=Number(float, 1, 10**7), default=300,
+                     help="time limit of a cell (%(default)s)")
+    one.add_argument("--seconds", type=Number(float, 1, 10**7), default=1800,
+                     help="time limit of a notebook (%(default)s)")
+    one.add_argument("--notebooks", type=place, default=NOTEBOOKS, help="yours, with the answers (the repository's)")
 
     one = commands.add_parser("stamp", formatter_class=raw, help="badges, and where the first cell clones from",
                               description=(
@@ -69,8 +61,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parser().parse_args(argv)
-    try:
+    def run() -> None:
+        args = parser().parse_args(argv)
         if args.command == "make":
             print(f"{make_handout(args.out)} exercises to solve in {args.out}")
         elif args.command == "stamp":
@@ -85,13 +77,8 @@ def main(argv: list[str] | None = None) -> int:
                 own = [row for row in rows if row["student"] == student]
                 print(f"{student:24} {sum(r['points'] for r in own):g} of {sum(r['max_points'] for r in own):g}")
             print(args.out)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 0
+
+    return exit_code(run)
 
 
 if __name__ == "__main__":

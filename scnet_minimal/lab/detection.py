@@ -12,18 +12,20 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from .checks import FLAG, Number, Rule, check_fields, check_writable, filled, is_number
+from .command_line import run_command
 from .data.download import NAMED_SETS, locate
 from .data.sampler import seed_of
 from .detect.coco import need_pycocotools
 from .detect.drawing import save_predictions
 from .detect.metrics import evaluate_detector
-from .detect.models import TASKS, build_detector, load_detector
+from .detect.models import BUILD, TASKS, build_detector, load_detector
 from .detect.scenes import Scenes, load_scenes
-from .errors import UserError, user_errors
+from .errors import UserError
 from .train import command
 from .train.checkpoint import Keeper, check_classes, write_torch
 from .train.loop import Task, Trainer, one_cycle
-from .train.processes import Place, first_on_machine, from_first, is_first, run_command
+from .train.processes import Place, first_on_machine, from_first, is_first
 from .zoo import trained
 
 # What is taken if the command line is silent. A folder: the papers' 1x schedule at 800 px, and for class maps
@@ -32,6 +34,9 @@ _FOLDER = dict(arch="scnet50", epochs=12, batch_size=16, lr=0.02, size=800, chan
 _SEGMENT = _FOLDER | dict(epochs=30, batch_size=32, size=520, trainable=5)
 _TOYNETTE = dict(arch="scnet_toy", epochs=20, batch_size=8, lr=0.002, size=128, channels=32, trainable=5,
                  pictures=(200, 50))
+_SETTINGS = BUILD | {
+    "pictures": Rule(lambda v: isinstance(v, (list, tuple)) and len(v) == 2 and all(map(is_number, v)), "two numbers"),
+    "weights": Rule(lambda v: isinstance(v, str), "a text", optional=True), "pretrained": FLAG}
 _MODULE = "scnet_minimal.lab.detection"
 COMMAND = f"python -m {_MODULE}"
 EXAMPLES = f"""
@@ -59,25 +64,31 @@ Average precision is pycocotools' (pip install pycocotools). -1 means that no ob
 
 def parser() -> argparse.ArgumentParser:
     p = command.new_parser(COMMAND, __doc__.split("\n")[0], EXAMPLES)
-    p.add_argument("data", metavar="DIR", nargs="?", help="a folder in COCO's layout, pets (downloaded, 810 MB), or "
-                   "toynette (default)")
+    p.add_argument("data", metavar="DIR", nargs="?", type=filled,
+                   help="a folder in COCO's layout, pets (downloaded, 810 MB), or toynette (default)")
     p.add_argument("--task", choices=TASKS, help="box (default): Faster R-CNN; mask: Mask R-CNN; keypoint: Keypoint "
                    "R-CNN; mask+keypoint: both heads; segment: a class for every pixel")
     p.add_argument("-a", "--arch", help="scnet50, scnet101, their v1d, plain twins such as resnet50, scnet_toy, "
                    "resnet_toy (default: scnet50; on toynette scnet_toy)")
-    p.add_argument("--weights", metavar="PATH", help="a classifier's weights to start from: official ones, or a "
+    p.add_argument("--weights", type=filled, metavar="PATH",
+                   help="a classifier's weights to start from: official ones, or a "
                    "checkpoint of this project; none: random weights (default: for the toy networks data/trained's)")
     p.add_argument("--pretrained", action="store_true", default=None, help="start from ImageNet weights: the official "
                    "ones, or torchvision's V1 for its own networks")
-    p.add_argument("--trainable", type=int, metavar="N", help="how many stages to train, from the last, 0 to 5 "
+    p.add_argument("--trainable", type=_SETTINGS["trainable"], metavar="N",
+                   help="how many stages to train, from the last, 0 to 5 "
                    "(default: 3; 5 on toynette and for segment)")
     p.add_argument("--head", choices=("fcn", "deeplab"), help="for segment (default: fcn)")
-    p.add_argument("--size", type=int, metavar="PX", help="shorter side of the images (default: 800; 520 for segment; "
+    p.add_argument("--size", type=_SETTINGS["size"], metavar="PX",
+                   help="shorter side of the images (default: 800; 520 for segment; "
                    "128 on toynette)")
-    p.add_argument("--channels", type=int, metavar="N", help="width of pyramid and heads (default: 256; toynette 32)")
-    p.add_argument("--pictures", type=int, nargs=2, metavar="N", help="scenes to draw for training and validation "
+    p.add_argument("--channels", type=_SETTINGS["channels"], metavar="N",
+                   help="width of pyramid and heads (default: 256; toynette 32)")
+    p.add_argument("--pictures", type=Number(int, 1, 10**6), nargs=2, metavar="N",
+                   help="scenes to draw for training and validation "
                    "(toynette; default: 200 50)")
-    p.add_argument("--export", metavar="FILE", help="at the end, write the last weights to FILE, in half precision")
+    p.add_argument("--export", type=filled, metavar="FILE",
+                   help="at the end, write the last weights to FILE, in half precision")
     command.add_common_flags(p, output="runs/TASK-ARCH-DATA", epochs="12; 30 for segment; 20 on toynette",
                              batch_size="16; 32 for segment; 8 on toynette",
                              lr="0.02, for 16 images per step; 0.002 on toynette")
@@ -153,6 +164,9 @@ def _default_output(given: dict) -> str:
 def _complete(given: dict, state: dict | None) -> dict:
     """All settings, checked; see command.settle()."""
     given = {"data": "toynette", "task": "box"} | given
+    command.check_given(given, _SETTINGS)
+    if given.get("export"):
+        check_writable(given["export"])
     if state:
         build = state.get("build")
         if not isinstance(build, dict):
@@ -164,9 +178,6 @@ def _complete(given: dict, state: dict | None) -> dict:
     usual = _TOYNETTE if given["data"] == "toynette" else _SEGMENT if given["task"] == "segment" else _FOLDER
     usual = dict(weights=None, pretrained=False, head="fcn", pictures=(0, 0), amp=None, frozen=None) | usual
     settings = {name: given.get(name, usual.get(name)) for name in ("data", "task", *usual)}
-    command.check_at_least(settings, epochs=1, batch_size=1, size=32, channels=8, lr=0)
-    if settings["data"] == "toynette" and min(settings["pictures"]) < 1:
-        raise UserError(f"--pictures must be at least 1 1, not {' '.join(map(str, settings['pictures']))}.")
     if settings["task"] != "segment" or settings["data"] != "toynette":
         need_pycocotools()
     if settings["frozen"] is None:                          # a new run; a checkpoint's settings have all of this
@@ -217,8 +228,6 @@ def _results(row: dict) -> str:
 def _export(model: nn.Module, about: dict, row: dict, path: Path) -> None:
     """The weights in half precision, how the model is built, and the last epoch's row."""
     half = {name: t.half() if t.is_floating_point() else t for name, t in model.state_dict().items()}
-    with user_errors(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
     kept = {name: about[name] for name in ("task", "arch", "classes", "build")}
     write_torch(path, kept | {"row": row, "state_dict": half})
     command.print_first(f"exported -> {path}")
@@ -229,15 +238,17 @@ def _evaluate(args: argparse.Namespace, device: torch.device, place: Place) -> i
     if not args.resume:
         raise UserError("-e evaluates the file that --resume names: add --resume FILE.")
     model, content = first_on_machine(lambda: load_detector(args.resume), place)
+    saved = content.get("arguments") or {}
+    check_fields(saved, {}, f"arguments of {args.resume}")
     for name in ("task", "arch", "size", "channels", "head"):
         asked, build = getattr(args, name), content["build"]
         if asked not in (None, build[name]):
             raise UserError(f"{args.resume} has {name} {build[name]}, not {asked}: leave that flag out, or name "
                             "another file.")
-    settings = {"data": "toynette", "batch_size": 8, "pictures": _TOYNETTE["pictures"]} | content.get("arguments", {})
+    settings = {"data": "toynette", "batch_size": 8, "pictures": _TOYNETTE["pictures"]} | saved
     settings |= {name: value for name in settings if (value := getattr(args, name, None)) is not None}
     settings |= {"task": content["task"], "size": content["build"]["size"], "seed": 0}
-    command.check_at_least(settings, batch_size=1)
+    command.check_given(settings, _SETTINGS)
     data = _load(settings, device, place, args.workers, only_val=True)
     check_classes(content, data.classes, args.resume)
     results = evaluate_detector(model.to(device), data, content["task"], bool(args.amp))

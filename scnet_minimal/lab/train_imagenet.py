@@ -17,7 +17,9 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from ..weights import SOURCES
+from ..weights import load_weights
+from .checks import Number, Rule, check_fields, filled, is_number, one_of
+from .command_line import run_command
 from .data import Data, load_data
 from .data.download import NAMED_SETS, locate
 from .data.sampler import seed_of
@@ -27,7 +29,7 @@ from .train.checkpoint import Keeper, check_classes, load_exactly, read_file
 from .train.command import (
     Plan,
     add_common_flags,
-    check_at_least,
+    check_given,
     new_parser,
     print_epoch,
     print_first,
@@ -37,8 +39,8 @@ from .train.command import (
     start,
     train_until_done,
 )
-from .train.processes import Place, first_on_machine, from_first, is_first, run_command
-from .zoo import OURS, create_model, model_names
+from .train.processes import Place, first_on_machine, from_first, is_first
+from .zoo import OURS, check_size, create_model, fetch_imagenet
 
 # What --recipe stands for. paper: the authors' (their issue #5), for the networks of the paper; v1d's is not stated.
 RECIPES = {
@@ -49,6 +51,10 @@ RECIPES = {
 }
 QUICK_ON = {"toynette": dict(epochs=40, batch_size=32, lr=0.2, crop=64, scale=(0.5, 1.0)),       # small drawings
             "tiny-imagenet": dict(crop=64), "tiny-imagenet-50": dict(crop=64)}                 # and small photographs
+SETTINGS = {"crop": Number(int, 8, 4096), "momentum": Number(float, 0, 1, below=True), "recipe": one_of(*RECIPES),
+            "weight_decay": Number(float, 0, 1e30), "label_smoothing": Number(float, 0, 1, below=True),
+            "scale": Rule(lambda v: isinstance(v, (list, tuple)) and len(v) == 2 and all(map(is_number, v))
+                          and 0 < v[0] <= v[1] <= 1, "two shares of the area")}
 DEFAULTS = {"data": "imagenet", "arch": "scnet50"}
 MODULE = "scnet_minimal.lab.train_imagenet"
 COMMAND = f"python -m {MODULE}"
@@ -84,19 +90,23 @@ recipes (a flag on the command line overrides its recipe):
 
 def parser() -> argparse.ArgumentParser:
     p = new_parser(COMMAND, __doc__.split("\n")[0], EXAMPLES)
-    p.add_argument("data", metavar="DIR", nargs="?", help="a folder that holds train/CLASS/ and val/CLASS/, or "
+    p.add_argument("data", metavar="DIR", nargs="?", type=filled,
+                   help="a folder that holds train/CLASS/ and val/CLASS/, or "
                    f"{', '.join(NAMED_SETS)} (default: imagenet)")
     p.add_argument("-a", "--arch", help="scnet50 (default), scnet101, scnet50_v1d, scnet101_v1d, their plain twins "
                    "(resnet50, resnet101, resnet50_v1d), scnet_toy, resnet_toy, or any classifier of torchvision")
     p.add_argument("--recipe", choices=list(RECIPES), help="see below")
-    p.add_argument("--crop", type=int, metavar="PX", help="side of the images, in training and evaluation, where the "
-                   "short side is first resized to 256/224 of it (default: the recipe's)")
-    p.add_argument("--momentum", type=float, metavar="M", help="default: the recipe's, 0.9")
-    p.add_argument("--weight-decay", "--wd", type=float, metavar="W", help="default: the recipe's")
-    p.add_argument("--label-smoothing", type=float, metavar="X", help="default: the recipe's")
+    p.add_argument("--crop", type=SETTINGS["crop"], metavar="PX", help="side of the images, in training and "
+                   "evaluation, where the short side is first resized to 256/224 of it (default: the recipe's)")
+    p.add_argument("--momentum", type=SETTINGS["momentum"], metavar="M", help="default: the recipe's, 0.9")
+    p.add_argument("--weight-decay", "--wd", type=SETTINGS["weight_decay"], metavar="W",
+                   help="default: the recipe's")
+    p.add_argument("--label-smoothing", type=SETTINGS["label_smoothing"], metavar="X",
+                   help="default: the recipe's")
     p.add_argument("--pretrained", action="store_true", help="start from ImageNet weights: the authors' official "
                    "ones for ours, torchvision's DEFAULT for its own")
-    p.add_argument("--start-epoch", type=int, default=0, metavar="N", help="count epochs from N, the schedule too")
+    p.add_argument("--start-epoch", type=Number(int, 0, 10**6), default=0, metavar="N",
+                   help="count epochs from N, the schedule too")
     p.add_argument("--compile", action="store_true", help="torch.compile the network")
     p.add_argument("--wandb", action="store_true", help="log to Weights & Biases too (pip install wandb); offline "
                    "unless WANDB_API_KEY is set or you are logged in")
@@ -152,13 +162,14 @@ def work(args: argparse.Namespace, device: torch.device, place: Place) -> int:
 def complete(given: dict, state: dict | None) -> dict:
     """All settings, from those that the command line or the checkpoint names, and the recipe."""
     given = DEFAULTS | given
+    check_given(given, SETTINGS)
     recipe = given.get("recipe") or ("quick" if given["data"] in NAMED_SETS else "paper")
     settings = RECIPES[recipe] | (QUICK_ON.get(given["data"], {}) if recipe == "quick" else {})
     settings = {name: given.get(name, settings.get(name)) for name in ("data", "arch", "amp", *settings)}
-    check_at_least(settings, epochs=1, batch_size=1, crop=8, lr=0, momentum=0, weight_decay=0)
-    if settings["arch"] not in model_names():
-        with user_errors(ValueError):
-            create_model(settings["arch"], 2)           # its error names close ones
+    if not state and given.get("start_epoch", 0) >= settings["epochs"]:
+        raise UserError(f"--start-epoch {given['start_epoch']} leaves nothing to train: --epochs is "
+                        f"{settings['epochs']}, and the first epoch is 0.")
+    check_size(settings["arch"], settings["crop"])
     return settings | {"recipe": recipe}
 
 
@@ -183,22 +194,17 @@ def new_network(arch: str, classes: int, pretrained: bool) -> nn.Module:
 
     UserError if there are no such weights, or they cannot be downloaded.
     """
-    if not pretrained:
-        return create_model(arch, classes)
-    if arch in OURS and arch not in SOURCES:
-        raise UserError(f"No ImageNet weights of {arch} exist: leave --pretrained out, or take {', '.join(SOURCES)} or "
-                        "a network of torchvision.")
-    try:
-        if arch in OURS:
-            return create_model(arch, classes, pretrained=True)
-        weights = torchvision.models.get_model_weights(arch).DEFAULT
-        state = weights.get_state_dict(check_hash=True, weights_only=True)
-    except (RuntimeError, OSError, ValueError) as error:
-        raise UserError(f"The ImageNet weights of {arch} could not be loaded: {error}\n"
-                        "Check the connection, or put the file into torch.hub's cache by hand.") from error
     model = create_model(arch, classes)
+    if not pretrained:
+        return model
+    with user_errors(RuntimeError, OSError, ValueError, hint="Check the connection, or put the file into torch.hub's "
+                     "cache by hand."):
+        path = fetch_imagenet(arch)
+        if arch in OURS:
+            return load_weights(model, path)
     own = model.state_dict()
-    model.load_state_dict(own | {name: t for name, t in state.items() if name in own and t.shape == own[name].shape})
+    state = {name: t for name, t in read_file(path).items() if name in own and t.shape == own[name].shape}
+    model.load_state_dict(own | state)
     return model
 
 
@@ -220,10 +226,15 @@ def evaluate_file(args: argparse.Namespace, device: torch.device, place: Place) 
     if not args.resume and not args.pretrained:
         raise UserError("-e needs something to evaluate: --resume FILE or --pretrained.")
     content = from_first(lambda: read_file(args.resume)) if args.resume else {}
-    saved = content.get("arguments", {})
+    saved = content.get("arguments") or {}
+    check_fields(saved, {}, f"arguments of {args.resume}")
+    if args.arch and content.get("arch", args.arch) != args.arch:
+        raise UserError(f"{args.resume} holds {content['arch']}, not {args.arch}: leave -a out, or name another file.")
     settings = {"seed": 0, "scale": (1, 1), "data": args.data or saved.get("data", DEFAULTS["data"]),
                 "arch": args.arch or content.get("arch", DEFAULTS["arch"]), "crop": args.crop or saved.get("crop", 224),
                 "batch_size": args.batch_size or 256}
+    check_given(settings, SETTINGS)
+    check_size(settings["arch"], settings["crop"])
     data = open_data(settings, device, place, args.workers, memory_limit=0, only_val=True)
     if args.resume:
         check_classes(content, data.classes, args.resume)

@@ -7,9 +7,9 @@ The notebooks themselves are not changed. Open build/index.html to read.
 """
 import argparse
 import os
+import signal
 import subprocess
 import sys
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,10 +19,12 @@ from jupyter_client.kernelspec import NATIVE_KERNEL_NAME, KernelSpecManager
 from nbclient import NotebookClient
 from tqdm import tqdm
 
+from .checks import make_folder, place
+from .command_line import Parser, exit_code
 from .course.grading import end_process_tree
-from .course.notebooks import NOTEBOOKS, choose_notebooks, code_cells, findings, make_folder, read_notebook, title
+from .course.notebooks import NOTEBOOKS, choose_notebooks, code_cells, findings, read_notebook, title
 from .course.pages import Walk, write_front_page, write_notebook_page
-from .errors import FileError, UserError
+from .errors import UserError
 
 COMMAND = "python -m scnet_minimal.lab.walkthrough"
 
@@ -70,10 +72,6 @@ def walk_through(chosen: list[Path], out: Path, folder: Path) -> list[Walk]:
     Pages that earlier walks left in `out` are linked too; for them the stored notebook gives title and picture.
     """
     make_folder(out)
-    try:
-        tempfile.TemporaryFile(dir=out).close()
-    except OSError as error:
-        raise FileError(f"{out} cannot be written to: {error.strerror}.") from error
     pages = {path: Walk(path, read_notebook(path)) for path in choose_notebooks(folder, [])
              if path in chosen or (out / f"{path.stem}.html").is_file()}
     for path in chosen:
@@ -85,30 +83,31 @@ def walk_through(chosen: list[Path], out: Path, folder: Path) -> list[Walk]:
     return [pages[path] for path in chosen]
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
+def parser() -> Parser:
+    p = Parser(
         prog=COMMAND, formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__,
         epilog="Exit code: 0; 1 if a notebook stopped early (the others still run); 2 for wrong arguments.")
     p.add_argument("numbers", nargs="*", metavar="NUMBER", help="notebooks to run, as in 01 03; none means all")
-    p.add_argument("--out", type=Path, default=Path("build"), help="folder for the pages (build)")
-    p.add_argument("--notebooks", type=Path, default=NOTEBOOKS, help="folder of the notebooks (the repository's)")
+    p.add_argument("--out", type=place, default=Path("build"), help="folder for the pages (build)")
+    p.add_argument("--notebooks", type=place, default=NOTEBOOKS, help="folder of the notebooks (the repository's)")
     return p
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parser().parse_args(argv)
-    try:
-        walks = walk_through(choose_notebooks(args.notebooks, args.numbers), args.out, args.notebooks)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:               # at once: nbclient's own clean-up would wait for the kernel
-        for child in psutil.Process().children():
-            end_process_tree(child.pid)
-        print("\ninterrupted", file=sys.stderr, flush=True)
-        os._exit(130)
-    print(closing_table(walks), f"\nPages: {(args.out / 'index.html').resolve()}", sep="\n")
-    return int(any(walk.stopped for walk in walks))
+    def run() -> int:
+        args = parser().parse_args(argv)
+        try:
+            walks = walk_through(choose_notebooks(args.notebooks, args.numbers), args.out, args.notebooks)
+        except KeyboardInterrupt:           # at once: nbclient's own clean-up would wait for the kernel
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            for child in psutil.Process().children():
+                end_process_tree(child.pid)
+            print("\ninterrupted", file=sys.stderr, flush=True)
+            os._exit(130)
+        print(closing_table(walks), f"\nPages: {(args.out / 'index.html').resolve()}", sep="\n")
+        return int(any(walk.stopped for walk in walks))
+
+    return exit_code(run)
 
 
 if __name__ == "__main__":

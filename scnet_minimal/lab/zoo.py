@@ -50,6 +50,27 @@ def create_model(name: str, num_classes: int = 1000, **kwargs) -> nn.Module:
     return torchvision.models.get_model(name, num_classes=num_classes, **kwargs)
 
 
+def check_size(name: str, size: int) -> None:
+    """UserError if a network cannot take images of size x size px, with the next size that it takes.
+
+    Tried on zeros without values (torch's "meta" device), which takes no memory and a fraction of a second.
+    """
+    def refusal(side: int) -> str:
+        try:
+            with torch.inference_mode():
+                model(torch.zeros(2, 3, side, side, device="meta"))
+        except (RuntimeError, ValueError, AssertionError) as error:     # each network has its own way to refuse
+            return str(error).strip().split("\n")[0][:90] or type(error).__name__
+        return ""
+
+    with torch.device("meta"):
+        model = create_model(name, 2).eval()
+    if why := refusal(size):
+        other = next((f"{side} px is the next size that it can" for side in range(size + 1, 513) if not refusal(side)),
+                     "take another network")
+        raise UserError(f"{name} cannot take images of {size} px: {other}.\n({why})")
+
+
 def fetch_imagenet(name: str, version: str = "DEFAULT") -> Path:
     """The file of a network's ImageNet weights: the authors' for ours, torchvision's of that version for its own.
 

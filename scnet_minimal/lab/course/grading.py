@@ -20,10 +20,11 @@ import nbformat
 import psutil
 from tqdm import tqdm
 
+from ..checks import make_folder
 from ..errors import FileError, UserError
 from .exercises import exercises, grade_id
 from .handout import make_handout
-from .notebooks import code_cells, make_folder, read_notebook
+from .notebooks import code_cells, read_notebook
 
 
 def find_hand_in(student: Path, teacher: Path, reference):

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import nbformat
 
+from ..checks import make_folder
 from ..errors import FileError, UserError
 from .exercises import exercises, grade_id
-from .notebooks import NOTEBOOKS, ROOT, choose_notebooks, make_folder, read_notebook
+from .notebooks import NOTEBOOKS, ROOT, choose_notebooks, read_notebook
 
 # What a notebook needs to run; tests and the teacher's pages stay here.
 FOR_STUDENTS = ("scnet_minimal", "data/toynette", "data/trained", "data/studies", "pyproject.toml", "requirements.txt",

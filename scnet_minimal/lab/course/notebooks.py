@@ -37,14 +37,6 @@ def read_notebook(path: Path) -> nbformat.NotebookNode:
     return notebook
 
 
-def make_folder(path: Path) -> None:
-    """Create a folder with its parents, or accept the one that is there.  FileError if it is not possible."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FileError(f"{path} cannot be made a folder: {error.strerror}.") from error
-
-
 def code_cells(notebook) -> list[nbformat.NotebookNode]:
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 

@@ -40,12 +40,12 @@ def locate(source: str | Path, root: str | Path | None = None, download: bool = 
     """
     if isinstance(source, str) and source in NAMED_SETS:
         return _locate_named(source, root, download)
-    folder = Path(source).expanduser()
-    if folder.is_file():
-        raise FileError(f"{folder} is a file. Give the folder that holds train/ and val/.")
-    if not folder.exists() and str(source) == folder.name:      # a single word: more likely a misspelt name
+    folder = Path(os.path.expanduser(source))
+    if os.path.lexists(folder) and not os.path.isdir(folder):
+        raise FileError(f"{folder} is a file or a broken link. Give the folder that holds train/ and val/.")
+    if not os.path.exists(folder) and str(source) == folder.name:      # a single word: more likely a misspelt name
         raise UserError(f"Unknown data {str(source)!r}: no folder here, and none of {', '.join(NAMED_SETS)}.")
-    if not folder.exists():
+    if not os.path.exists(folder):
         raise MissingFileError(f"{folder} does not exist. Give the folder that holds train/ and val/.")
     return folder
 

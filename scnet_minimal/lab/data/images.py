@@ -5,6 +5,7 @@
     images[0]                                               # (3, 128, 128) uint8, decoded now
 """
 import io
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from torchvision.datasets import folder
 from torchvision.transforms import v2
 from tqdm import TqdmWarning, tqdm
 
-from ..errors import DataError, MissingFileError, UserError
+from ..errors import DataError, FileError, MissingFileError, UserError, user_errors
 from .sampler import seed_of
 
 MAX_UNREADABLE = 0.1    # of a split: fewer are skipped with a warning; more, and something else is wrong
@@ -40,43 +41,71 @@ def list_split(root: Path, *names: str) -> Listing:
 
     UserError if there are none, saying what is there instead.
     """
-    for name in names:
-        if (root / name).is_dir():
-            return _list_folders(root / name)
-        if tables := sorted(root.glob(f"{name}*.parquet")):
-            return _list_tables(tables)
-    found = ", ".join(sorted(path.name for path in root.iterdir())[:5]) or "nothing"
+    with user_errors(OSError):
+        for name in names:
+            if (root / name).is_dir():
+                return _list_folders(root / name)
+            if tables := sorted(root.glob(f"{name}*.parquet")):
+                return _list_tables(tables)
+        found = ", ".join(sorted(path.name for path in root.iterdir())[:5]) or "nothing"
     raise MissingFileError(f"No {' or '.join(names)} folder in {root} (it holds: {found}).\n"
                            "Expected train/<class>/*.jpg and val/<class>/*.jpg.")
 
 
 def _list_folders(split: Path) -> Listing:
-    def is_image(path: str) -> bool:        # hidden files are none: .ipynb_checkpoints, the ._name.jpg of macOS
-        return folder.is_image_file(path) and not Path(path).name.startswith(".")
-
     classes = sorted(path.name for path in split.iterdir() if path.is_dir() and not path.name.startswith("."))
-    order = {name: i for i, name in enumerate(classes)}
-    found = classes and folder.make_dataset(split, order, is_valid_file=is_image, allow_empty=True)
+    found = [(path, name) for name in classes for path in _images_below(split / name)]
     if not found:
         raise MissingFileError(f"No images in {split}: expected a folder for each class, holding "
                                f"{' '.join(folder.IMG_EXTENSIONS)}.")
-    return Listing([path for path, _ in found], [classes[i] for _, i in found], classes)
+    return Listing([path for path, _ in found], [name for _, name in found], classes)
+
+
+def _images_below(top: Path) -> list[str]:
+    """Image files, in torchvision's order.  Linked folders count, each folder once: a link may lead back up.
+
+    Hidden files are none: .ipynb_checkpoints, the ._name.jpg of macOS.  FIFOs and devices neither, whatever their name.
+    """
+    found, seen, todo = [], set(), [str(top)]
+    while todo:
+        here = todo.pop()
+        if (real := os.path.realpath(here)) in seen:
+            continue
+        seen.add(real)
+        with os.scandir(here) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    todo.append(entry.path)
+                elif folder.is_image_file(entry.name) and not entry.name.startswith(".") and entry.is_file():
+                    found.append((here, entry.path))
+    return [path for _, path in sorted(found)]
 
 
 def _list_tables(tables: list[Path]) -> Listing:
     with warnings.catch_warnings():         # in a notebook it asks for widgets, for progress bars that we do not show
         warnings.filterwarnings("ignore", "IProgress not found", TqdmWarning)
         import datasets as hf
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    # Read directly; load_dataset would copy them to a cache first.
-    table = hf.concatenate_datasets([hf.Dataset(pq.read_table(path)) for path in tables])
-    if "image" not in table.column_names or not hasattr(table.features.get("label"), "names"):
-        raise UserError(f"{tables[0]} needs columns image and label (a ClassLabel), has {table.features}.")
-    classes = table.features["label"].names
-    images = table.cast_column("image", hf.Image(decode=False))["image"]
-    items = [image["bytes"] or image["path"] for image in images]
-    return Listing(items, [classes[i] for i in table["label"]], classes)
+    first, expected = tables[0], "needs columns image (encoded images) and label (a ClassLabel)"
+    if odd := next((path for path in tables if not path.is_file()), None):
+        raise FileError(f"{odd} is no file.")
+    with user_errors(pa.ArrowException, ValueError, TypeError, KeyError, hint=f"{first} {expected}."):
+        # Read directly; load_dataset would copy them to a cache first.
+        table = hf.concatenate_datasets([hf.Dataset(pq.read_table(path)) for path in tables])
+        if "image" not in table.column_names or not getattr(table.features.get("label"), "names", None):
+            raise UserError(f"{first} {expected}, has {table.features}.")
+        classes = table.features["label"].names
+        images, labels = table.cast_column("image", hf.Image(decode=False))["image"], list(table["label"])
+    for i, (image, label) in enumerate(zip(images, labels)):
+        if type(label) is not int or not 0 <= label < len(classes):
+            raise UserError(f"{first}: row {i} has the label {label}, and there are {len(classes)} classes, from 0 on.")
+        if not image or not (image["bytes"] or image["path"] and os.path.isfile(image["path"])):
+            raise UserError(f"{first}: row {i} has no image.")
+    if not labels:
+        raise UserError(f"{first} has no rows.")
+    return Listing([image["bytes"] or image["path"] for image in images], [classes[i] for i in labels], classes)
 
 
 def match_classes(train: Listing, val: Listing, root: Path) -> list[str]:

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageChops
 
+from ..checks import make_folder
 from ..errors import FileError
 from .glyphs import GLYPHS, Pen, any_colour, arc, hsv, smooth, tone
 
@@ -189,8 +190,8 @@ def write_toynette(out):
 
     out = Path(out)
     features = Features({"image": ImageFeature(), "label": ClassLabel(names=list(CLASSES))})
+    make_folder(out)
     try:
-        out.mkdir(parents=True, exist_ok=True)
         for split in SPLITS:
             labels, seeds = plan(split)
             rows = {"image": [], "label": labels}

@@ -8,19 +8,21 @@ Targets and predictions are described in scenes.py.
 """
 import contextlib
 import io
-import math
+import json
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.datasets import CocoDetection
 from torchvision.ops import box_convert
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from ..errors import UserError
+from ..checks import TEXT, TEXTS, Number, Rule, check_fields, one_of, shown
+from ..errors import DataError, FileError, UserError
 
 VOID = 255          # a pixel of a class map that counts for nothing
 
@@ -44,28 +46,31 @@ class CocoFolder(Dataset):
 
     def __init__(self, root: str | Path, split: str, task: str) -> None:
         kind = "person_keypoints" if "keypoint" in task else "instances"
-        files = sorted(Path(root, "annotations").glob(f"{kind}_{split}*.json"))
-        if not files:
+        try:
+            files = sorted(Path(root, "annotations").glob(f"{kind}_{split}*.json"))
+        except OSError as error:
+            raise FileError(f"{root} cannot be read: {error.strerror}.") from error
+        if not files or not files[0].is_file():
             raise UserError(f"There is no annotations/{kind}_{split}*.json in {root}: give a folder in COCO's layout, "
                             "or toynette.")
-        folder = Path(root, files[0].stem.removeprefix(f"{kind}_"))
-        if not folder.is_dir():
-            raise UserError(f"The images of {files[0]} should be in {folder}, and there is no such folder.")
+        self.folder = Path(root, files[0].stem.removeprefix(f"{kind}_"))
+        if not self.folder.is_dir():
+            raise UserError(f"The images of {files[0]} should be in {self.folder}, and there is no such folder.")
         need_pycocotools()
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):             # pycocotools prints its own progress
-                self.images = CocoDetection(str(folder), str(files[0]))
-            self.coco = self.images.coco
-            _check(self.coco.dataset)
-            self.ids = sorted(self.coco.getCatIds())
-            categories = self.coco.loadCats(self.ids)
-            self.names, self.points = [c["name"] for c in categories], categories[0].get("keypoints", [])
-        except (AssertionError, KeyError, TypeError, ValueError) as error:
-            why = f"an entry lacks {error}" if isinstance(error, KeyError) else error
-            raise UserError(f"{files[0]} is not in COCO's format: {why}.") from error
+        from pycocotools.coco import COCO
+
         self.parts = set(task.split("+"))
+        self.coco = COCO()
+        self.coco.dataset = _read(files[0], self.folder, self.parts)
+        with contextlib.redirect_stdout(io.StringIO()):                 # pycocotools prints its own progress
+            self.coco.createIndex()
+        self.ids = sorted(self.coco.getCatIds())
+        categories = self.coco.loadCats(self.ids)
+        self.names, self.points = [c["name"] for c in categories], categories[0].get("keypoints") or []
         self.label = {id: i for i, id in enumerate(self.ids, 1)}
-        self.rows = [row for row, id in enumerate(self.images.ids) if split != "train" or self._objects(id)]
+        self.images = [id for id in sorted(self.coco.imgs) if split != "train" or self._objects(id)]
+        if not self.images:
+            raise UserError(f"{files[0]} has no image with an object to learn from.")
 
     def _objects(self, image_id: int) -> list[dict]:
         """The objects to learn from: no crowds, none under 1 px wide or high, and for keypoints none without one."""
@@ -73,12 +78,20 @@ class CocoFolder(Dataset):
                 if not o.get("iscrowd") and min(o["bbox"][2:]) >= 1 and o.get("num_keypoints", 1)]
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.images)
 
     def __getitem__(self, i: int) -> tuple[Tensor, dict]:
-        image_id = self.images.ids[self.rows[i]]
-        image, annotations = self.images[self.rows[i]]
+        image_id = self.images[i]
+        path = self.folder / self.coco.imgs[image_id]["file_name"]
+        try:
+            image = Image.open(path).convert("RGB")
+        except Exception as error:  # noqa: BLE001  on a broken file a decoder may raise nearly anything
+            raise DataError(f"{path} cannot be read: {shown(str(error), 150)}.") from error
         objects, (width, height) = self._objects(image_id), image.size
+        said = self.coco.imgs[image_id]
+        if said.get("width", width) != width or said.get("height", height) != height:
+            raise DataError(f"{path} has {width} x {height} px, and not {said['width']} x {said['height']} as the "
+                            "annotations say.")
         labels = torch.tensor([self.label[o["category_id"]] for o in objects], dtype=torch.int64)
         boxes = torch.tensor([o["bbox"] for o in objects], dtype=torch.float32).reshape(-1, 4)
         target = {"boxes": box_convert(boxes, "xywh", "xyxy"), "labels": labels, "image_id": image_id}
@@ -89,7 +102,7 @@ class CocoFolder(Dataset):
             points = torch.tensor([o["keypoints"] for o in objects], dtype=torch.float32)
             target["keypoints"] = points.reshape(len(objects), len(self.points), 3)
         if "segment" in self.parts:
-            target["classes"] = self._class_map(annotations, height, width)
+            target["classes"] = self._class_map(self.coco.imgToAnns[image_id], height, width)
         return pil_to_tensor(image), target
 
     def _class_map(self, annotations: list[dict], height: int, width: int) -> Tensor:
@@ -100,19 +113,94 @@ class CocoFolder(Dataset):
         return torch.from_numpy(classes)
 
 
-def _check(dataset: dict) -> None:
-    """KeyError, TypeError or ValueError for annotations that would fail, or worse, far from here: pycocotools' C code
-    does not survive infinite boxes."""
-    images, categories = ({one["id"] for one in dataset[name]} for name in ("images", "categories"))
-    if not images or not categories:
-        raise ValueError(f"it lists {len(images)} images and {len(categories)} categories")
-    for o in dataset["annotations"]:
-        if o["category_id"] not in categories:
-            raise ValueError(f"annotation {o['id']} has category_id {o['category_id']!r}, which is not in categories")
-        if o["image_id"] not in images:
-            raise ValueError(f"annotation {o['id']} has image_id {o['image_id']!r}, which is not in images")
-        if len(o["bbox"]) != 4 or not all(map(math.isfinite, o["bbox"])):
-            raise ValueError(f"annotation {o['id']} has the bbox {o['bbox']}, which is not four finite numbers")
+ID, SIDE, COORDINATE = Number(int, 0, 2**53), Number(int, 1, 10**5), Number(float, -1e6, 1e6)
+IMAGE = {"id": ID, "file_name": TEXT, "height": SIDE._replace(optional=True), "width": SIDE._replace(optional=True)}
+CATEGORY = {"id": ID, "name": TEXT}
+OBJECT = {"id": ID, "image_id": ID, "category_id": ID, "iscrowd": one_of(0, 1)._replace(optional=True),
+          "area": Number(float, 0, 1e12),
+          "bbox": Rule(lambda v: isinstance(v, list) and len(v) == 4 and all(map(COORDINATE.holds, v))
+                       and v[2] >= 0 and v[3] >= 0, "x, y, width and height, finite and not negative")}
+
+
+def _read(path: Path, folder: Path, parts: set[str]) -> dict:
+    """An annotation file in which every field that is used later has been checked: pycocotools' C code does not
+    survive infinite boxes, and a worker's error an hour from now names no file.
+
+    UserError names the file, the entry's id, and the field.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not in COCO's format: {shown(str(error), 150)}.") from error
+    lists = Rule(lambda value: isinstance(value, list), "a list")
+    check_fields(content, {name: lists for name in ("images", "annotations", "categories")}, f"{path}")
+    if not content["images"] or not content["categories"]:
+        raise UserError(f"{path} lists {len(content['images'])} images and {len(content['categories'])} categories.")
+    masks, points = bool(parts & {"mask", "segment"}), "keypoint" in parts
+    sizes = {name: SIDE for name in ("height", "width")} if masks else {}
+    for kind, rules in (("images", IMAGE | sizes), ("annotations", OBJECT),
+                        ("categories", CATEGORY | ({"keypoints": TEXTS} if points else {}))):
+        for i, one in enumerate(content[kind]):
+            check_fields(one, rules, f"{path}: {kind}[{i}] (id {shown(one.get('id'))})" if isinstance(one, dict) else
+                         f"{path}: {kind}[{i}]")
+        if len({one["id"] for one in content[kind]}) < len(content[kind]):
+            raise UserError(f"{path}: an id stands twice in {kind}.")
+    images, categories = ({one["id"]: one for one in content[kind]} for kind in ("images", "categories"))
+    with os.scandir(folder) as entries:
+        there = {entry.name for entry in entries if entry.is_file()}
+    if absent := next((name for name in (one["file_name"] for one in content["images"])
+                       if name not in there and not os.path.isfile(folder / name)), None):
+        raise UserError(f"{path} lists the image {shown(absent)}, and there is no such file in {folder}.")
+    for o in content["annotations"]:
+        what = f"{path}: annotation {o['id']}"
+        for name, known in (("image_id", images), ("category_id", categories)):
+            if o[name] not in known:
+                raise UserError(f"{what} has {name} {o[name]}, which is not in the file.")
+        image, category = images[o["image_id"]], categories[o["category_id"]]
+        check_fields(o, ({"segmentation": _segmentation(image)} if masks else {})
+                     | (_keypoints(len(category["keypoints"])) if points else {}), what)
+    return content
+
+
+def _keypoints(n: int) -> dict[str, Rule | Number]:
+    def holds(value: Any) -> bool:
+        return (isinstance(value, list) and len(value) == 3 * n and all(map(COORDINATE.holds, value))
+                and all(v in (0, 1, 2) for v in value[2::3]))
+
+    return {"keypoints": Rule(holds, f"x, y and 0, 1 or 2 for each of {n}"), "num_keypoints": Number(int, 0, n)}
+
+
+def _segmentation(image: dict) -> Rule:
+    """Polygons of three points or more, or run lengths that fill the image."""
+    h, w = image["height"], image["width"]
+
+    def holds(value: Any) -> bool:
+        if isinstance(value, list):
+            return bool(value) and all(isinstance(p, list) and len(p) >= 6 and len(p) % 2 == 0
+                                       and all(map(COORDINATE.holds, p)) for p in value)
+        if not isinstance(value, dict) or value.get("size") != [h, w]:
+            return False
+        runs = value.get("counts")
+        runs = _uncompressed(runs) if isinstance(runs, str) else runs
+        return isinstance(runs, list) and all(type(n) is int and n >= 0 for n in runs) and sum(runs) == h * w
+
+    return Rule(holds, f"polygons, or run lengths of {h} x {w} px in all")
+
+
+def _uncompressed(text: str) -> list[int] | None:
+    """COCO's compressed run lengths as numbers: six bits a character, as in pycocotools' maskApi.c; None if torn."""
+    runs, value, shift = [], 0, 0
+    for c in text:
+        bits = ord(c) - 48
+        if not 0 <= bits < 64 or shift > 60:
+            return None
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            value -= (1 << shift) if bits & 16 else 0
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))     # from the third on: differences
+            value = shift = 0
+    return None if shift else runs
 
 
 # --- records --------------------------------------------------------------------------------------------------------

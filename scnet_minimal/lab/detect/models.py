@@ -24,12 +24,16 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from ...weights import load_weights
 from .. import zoo
+from ..checks import FLAG, TEXT, Number, check_fields, one_of
 from ..data import MEAN, STD
 from ..errors import UserError, user_errors
 from ..train.checkpoint import load_exactly, read_file
 from .coco import VOID
 
 TASKS = ("box", "mask", "keypoint", "mask+keypoint", "segment")
+BUILD = {"task": one_of(*TASKS), "arch": TEXT, "size": Number(int, 32, 4096), "channels": Number(int, 8, 4096),
+         "head": one_of("fcn", "deeplab"), "trainable": Number(int, 0, 5), "frozen": FLAG,
+         "classes": Number(int, 1, 10**5), "keypoints": Number(int, 1, 1000)}       # what a file says of its model
 STAGES = ("layer4", "layer3", "layer2", "layer1", "conv1")          # from the last on, as in torchvision
 
 
@@ -162,6 +166,9 @@ def load_detector(path: str | Path) -> tuple[nn.Module, dict]:
     content = read_file(path)
     if not isinstance(content.get("build"), dict):
         raise UserError(f"{path} was not written by the detection command: it does not say how its model is built.")
-    model = build_detector(**content["build"])
+    check_fields(content["build"], BUILD, f"The model of {path}")
+    build = {name: content["build"].get(name) for name in BUILD}
+    model = build_detector(**build)
     load_exactly(model, content, path)
-    return model.eval(), {name: value for name, value in content.items() if name != "state_dict"}
+    about = {name: value for name, value in content.items() if name != "state_dict"}
+    return model.eval(), about | {"build": build, "task": build["task"], "arch": build["arch"]}

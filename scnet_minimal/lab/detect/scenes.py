@@ -92,7 +92,10 @@ class SceneBatches:
         loader = DataLoader(flipped, batch_sampler=self.sampler, num_workers=self.workers, collate_fn=_as_lists,
                             pin_memory=self.device.type == "cuda", generator=torch.Generator(),
                             worker_init_fn=leave_signals_to_parent)
-        for images, targets in loader:
+        for batch in loader:
+            if isinstance(batch, UserError):        # a value: raised in a worker, it would bring its traceback
+                raise batch
+            images, targets = batch
             yield ([x.to(self.device, non_blocking=True).float() / 255 for x in images],
                    [{name: value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else value
                      for name, value in target.items()} for target in targets])
@@ -104,8 +107,11 @@ class _Flipped(Dataset):
     flips: list[bool]
     order: tuple[int, ...]
 
-    def __getitem__(self, i: int) -> tuple[Tensor, dict]:
-        return mirror(*self.scenes[i], self.order) if self.flips[i] else self.scenes[i]
+    def __getitem__(self, i: int) -> tuple[Tensor, dict] | UserError:
+        try:
+            return mirror(*self.scenes[i], self.order) if self.flips[i] else self.scenes[i]
+        except UserError as error:
+            return error.with_traceback(None)
 
 
 def mirror(image: Tensor, target: dict, order: tuple[int, ...] = ()) -> tuple[Tensor, dict]:
@@ -125,7 +131,9 @@ def mirror(image: Tensor, target: dict, order: tuple[int, ...] = ()) -> tuple[Te
     return horizontal_flip(image), target
 
 
-def _as_lists(batch: list[tuple[Tensor, dict]]) -> tuple[list[Tensor], list[dict]]:
+def _as_lists(batch: list[tuple[Tensor, dict] | UserError]) -> tuple[list[Tensor], list[dict]] | UserError:
+    if errors := [one for one in batch if isinstance(one, UserError)]:
+        return errors[0]
     images, targets = zip(*batch)
     return list(images), list(targets)
 

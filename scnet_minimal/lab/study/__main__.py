@@ -1,7 +1,6 @@
 """What the notebooks read, made by commands: python -m scnet_minimal.lab.study -h names them."""
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -10,12 +9,13 @@ import torch
 
 from ...weights import read_weights
 from .. import train_imagenet, zoo
+from ..checks import Number, check_writable, make_folder, place
+from ..command_line import Parser, exit_code, run_command
 from ..data.download import locate
 from ..data.toynette import write_toynette
 from ..device import resolve_device
 from ..errors import UserError
 from ..train.checkpoint import read_checkpoint, write_torch
-from ..train.processes import run_command
 from . import dots, explore, photographs
 from .figures import PLAIN, SC, seeds_and_differences
 from .record import LEVELS, QUANTILES, quantiles, read_rows, record, setting
@@ -53,20 +53,22 @@ def add_dots(commands) -> None:
         description="Trains every block of the game \"mark the matches\" (study/dots.py) over many seeds and appends a "
                     "row for each run to a table. Runs that the table has already are left out.",
         epilog=DOTS_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=at_least_one, default=40, metavar="N", help="seeds 0 to N-1 (default 40)")
+    parser.add_argument("--seeds", type=Number(int, 1, 10**6), default=40, metavar="N",
+                        help="seeds 0 to N-1 (default 40)")
     parser.add_argument("--blocks", nargs="+", choices=list(dots.BLOCKS), default=list(dots.BLOCKS), metavar="BLOCK",
                         help="which, of those below (default all)")
-    parser.add_argument("--pictures", type=at_least_one, default=dots.PICTURES, metavar="N",
+    parser.add_argument("--pictures", type=Number(int, 1, 10**6), default=dots.PICTURES, metavar="N",
                         help=f"pictures to train on (default {dots.PICTURES})")
-    parser.add_argument("--jobs", type=at_least_one, metavar="N",
+    parser.add_argument("--jobs", type=Number(int, 1, 1024), metavar="N",
                         help="runs at the same time (default: cores over threads)")
-    parser.add_argument("--threads", type=at_least_one, default=1, metavar="N", help="threads of a run (default 1)")
+    parser.add_argument("--threads", type=Number(int, 1, 1024), default=1, metavar="N",
+                        help="threads of a run (default 1)")
     parser.add_argument("--isa", choices=("native", *LEVELS), default="native",
                         help="instruction set: the processor's own (default), or a lesser one of x86")
-    parser.add_argument("--out", type=Path, default=DOTS, metavar="CSV", help=f"the table (default {DOTS})")
+    parser.add_argument("--out", type=place, default=DOTS, metavar="CSV", help=f"the table (default {DOTS})")
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--table", action="store_true", help="print what the table holds and train nothing")
-    instead.add_argument("--keep", type=Path, metavar="FOLDER",
+    instead.add_argument("--keep", type=place, metavar="FOLDER",
                          help=f"instead, train {', '.join(KEPT)} from seed 0 and write dots_BLOCK_0.pt there")
     parser.set_defaults(run=run_dots)
 
@@ -76,12 +78,13 @@ def run_dots(args: argparse.Namespace) -> None:
         print(table(read_rows(args.out)))
         return
     if args.keep:
-        args.keep.mkdir(parents=True, exist_ok=True)
+        make_folder(args.keep)
         for block in KEPT:
             net = dots.train_one(dots.BLOCKS[block].make, seed=0)
             write_torch(args.keep / f"dots_{block}_0.pt", net.state_dict())
             print(f"{args.keep / f'dots_{block}_0.pt'}: {100 * dots.score(net, seed=0)['all']:.1f}")
         return
+    check_writable(args.out)
     where = setting(args.isa, args.threads)
     jobs = [{"block": block, "seed": seed, "pictures": args.pictures, **where}
             for seed in range(args.seeds) for block in args.blocks]
@@ -192,8 +195,13 @@ def add_explore(commands) -> None:
     parser = commands.add_parser(
         "explore", help="the game as a page: drag the dots, see what each block answers",
         description=f"Writes one HTML page with the trained networks of {', '.join(KEPT)} inside; it needs no server.")
-    parser.add_argument("--out", type=Path, default=PAGE, metavar="HTML", help=f"the page (default {PAGE})")
-    parser.set_defaults(run=lambda args: explore.write_page(args.out, KEPT))
+    parser.add_argument("--out", type=place, default=PAGE, metavar="HTML", help=f"the page (default {PAGE})")
+    parser.set_defaults(run=run_explore)
+
+
+def run_explore(args: argparse.Namespace) -> None:
+    check_writable(args.out)
+    explore.write_page(args.out, KEPT)
 
 
 # --- what the notebooks start from ------------------------------------------------------------------------------------
@@ -226,7 +234,7 @@ def train_small(name: str, folder: Path = zoo.TRAINED_FOLDER, runs: Path = Path(
                                     "--output", str(runs / name), "--resume", "auto"]):
         return code
     weights = read_weights(runs / name / "last.pt")         # the last, not the best: nothing chosen on validation
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     write_torch(folder / f"{name}.pt", half_precision(weights))
     return 0
 
@@ -238,21 +246,15 @@ def half_precision(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def add_toynette(commands) -> None:
     parser = commands.add_parser("toynette", help="the drawn data set",
                                  description="Draws Toynette, both splits, as parquet: about a minute.")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to write")
+    parser.add_argument("--out", type=place, required=True, metavar="DIR", help="the folder to write")
     parser.set_defaults(run=lambda args: write_toynette(args.out))
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
 
-def at_least_one(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
-
-
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog=COMMAND, description="Makes what the notebooks read: recorded studies, small "
-                                                          "trained networks, the drawn data set.")
+def parser() -> Parser:
+    p = Parser(prog=COMMAND, description="Makes what the notebooks read: recorded studies, small trained networks, the "
+                                         "drawn data set.")
     commands = p.add_subparsers(dest="command", required=True, metavar="STUDY")
     for add in (add_dots, add_photographs, add_explore, add_trained, add_toynette):
         add(commands)
@@ -260,12 +262,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parser().parse_args(argv)
-    try:
-        return args.run(args) or 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    def run() -> int | None:
+        args = parser().parse_args(argv)
+        return args.run(args)
+
+    return exit_code(run)
 
 
 if __name__ == "__main__":

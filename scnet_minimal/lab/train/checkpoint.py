@@ -21,10 +21,24 @@ from typing import Any
 
 import torch
 
+from ..checks import RECORD, TEXT, TEXTS, Number, Rule, check_fields, is_number, shown
+from ..command_line import leave_to_parent
 from ..errors import FileError, MissingFileError, UserError
 from .processes import is_first, under_torchrun
 
-RESUMABLE = {"state_dict", "optimizer", "epoch", "step", "history"}     # a file without these is no last.pt
+COUNT = Number(int, 0, 10**12)
+NUMBERS = Rule(lambda value: isinstance(value, dict) and all(map(is_number, value.values())), "numbers by name")
+TENSORS = Rule(lambda value: isinstance(value, dict) and all(isinstance(t, torch.Tensor) for t in value.values()),
+               "tensors by name")
+RESUMABLE = {                                           # what a last.pt holds; a file without the first five is none
+    "state_dict": TENSORS, "optimizer": RECORD, "epoch": COUNT, "step": COUNT,
+    "history": Rule(lambda value: isinstance(value, list) and all(map(NUMBERS.holds, value)) and all(
+        row.keys() == value[0].keys() for row in value) and all(COUNT.holds(row.get("epoch")) for row in value),
+        "a list of rows, each with an epoch"),
+    "steps": Number(int, 1, 10**12), "sums": NUMBERS, "scaler": RECORD,
+    "random": Rule(lambda value: TENSORS.holds(value) and "cpu" in value, "the states of generators, by device")}
+ABOUT = {"arch": TEXT._replace(optional=True), "classes": TEXTS._replace(optional=True),
+         "arguments": RECORD._replace(optional=True)}   # what any checkpoint may hold besides
 
 
 class Interrupts:
@@ -51,17 +65,16 @@ class Interrupts:
             signal.signal(number, handler)
 
     def _arrive(self, number: int, frame: Any) -> None:
-        if os.getpid() != self.owner:   # a forked worker of a DataLoader, which handles this
-            raise KeyboardInterrupt
+        if os.getpid() != self.owner:
+            return leave_to_parent(number)
         if self.count and under_torchrun():
             return
         self.count += 1
         if self.count > 1:
             signal.signal(number, self.before[number])
             signal.raise_signal(number)
-        elif self.depth:
-            self.pending = True
-        else:
+        self.pending = True             # also if it is raised now: a __del__ would swallow it
+        if not self.depth:
             raise KeyboardInterrupt
 
     @contextlib.contextmanager
@@ -123,9 +136,12 @@ class Keeper:
         self.folder, self.about, self.score = Path(folder), about, score
 
     def open(self) -> None:
-        """Make the folder, and args.json in it, so that a run fails here rather than after its first epoch."""
+        """Make the folder, and args.json in it, so that a run fails here rather than after its first epoch.  Removes
+        what a killed run has left unfinished."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            for stale in self.folder.glob(".*.part"):           # a run that was killed while it wrote
+                stale.unlink()
         except OSError as error:
             raise FileError(f"The folder {self.folder} cannot be made ({error.strerror}): name another.") from error
         write_file(self.folder / "args.json", json.dumps(self.about, indent=1).encode() + b"\n")
@@ -153,9 +169,9 @@ class Keeper:
 
 
 def history_csv(history: list[dict]) -> bytes:
-    """Rows as CSV, the names of the first row on top; numbers in full, so that nothing is lost."""
+    """Rows as CSV, the names of the last row on top; numbers in full, so that nothing is lost."""
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(history[0]))
+    writer = csv.DictWriter(text, list(history[-1]), restval="", extrasaction="ignore")
     writer.writeheader()
     writer.writerows(history)
     return text.getvalue().encode()
@@ -170,7 +186,7 @@ def history_png(history: list[dict], score: str) -> bytes:
     kind = score.split("_", 1)[-1]              # val_top1 -> train_top1 beside it
     for ax, ending, factor in ((losses, "loss", 1), (shares, kind, 100)):
         for name, colour in ((f"train_{ending}", "#8C8C8C"), (f"val_{ending}", "#0072B2")):
-            if name in history[0]:
+            if all(name in row for row in history):
                 ax.plot([row["epoch"] + 1 for row in history], [factor * row[name] for row in history], ".-",
                         color=colour, label=name.split("_")[0])
         ax.set(xlabel="epoch", ylabel=ending if factor == 1 else f"{ending}, %")
@@ -187,7 +203,7 @@ def read_file(path: str | Path) -> dict:
 
     A folder stands for its last.pt.  UserError says what the file is instead.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     path = path / "last.pt" if path.is_dir() else path
     if not path.is_file():
         raise MissingFileError(f"There is no checkpoint {path}.")
@@ -201,6 +217,7 @@ def read_file(path: str | Path) -> dict:
                         ) from None
     if not isinstance(content, dict):
         raise UserError(f"{path} is no checkpoint: it holds a {type(content).__name__}.")
+    check_fields(content, {name: rule for name, rule in ABOUT.items() if name in content}, f"{path}")
     return content
 
 
@@ -210,9 +227,13 @@ def read_checkpoint(path: str | Path, arch: str | None = None, classes: list[str
     Raises as read_file() does, and UserError if the file is no last.pt, or of another network or other classes.
     """
     state = read_file(path)
-    if not RESUMABLE <= state.keys():
+    if not set(list(RESUMABLE)[:5]) <= state.keys():
         what = "weights alone, for use" if "state_dict" in state else f"{', '.join(map(str, state))[:80] or 'nothing'}"
         raise UserError(f"{path} cannot be resumed: it holds {what}. Name the run's last.pt.")
+    check_fields(state, RESUMABLE, f"{path}", hint=" It is damaged, or of another version: use an older copy.")
+    if state["step"] and not (state["step"] <= state["steps"] and {"loss", "seconds"} <= state["sums"].keys()
+                              and max(state["sums"].get("images", 0), state["sums"].get("pictures", 0)) > 0):
+        raise UserError(f"{path} says step {state['step']} of {state['steps']}, and does not say what came before.")
     if arch and state.get("arch") != arch:
         raise UserError(f"{path} is a run of {state.get('arch')}, not of {arch}: resume with -a {state.get('arch')}, "
                         "or start a new run in another folder.")
@@ -235,8 +256,43 @@ def check_classes(state: dict, classes: list[str], path: str | Path) -> None:
 def load_exactly(model: torch.nn.Module, content: dict, path: str | Path) -> None:
     """The weights of a checkpoint, or of a plain state dict, into a network that they fit exactly; else UserError."""
     state, own = content.get("state_dict", content), model.state_dict()
+    if not isinstance(state, dict):
+        raise UserError(f"{path} holds no state dict, but {shown(state)}.")
     shapes, needed = ({name: getattr(t, "shape", None) for name, t in d.items()} for d in (state, own))
     if wrong := [name for name in needed | shapes if shapes.get(name) != needed.get(name)]:
         raise UserError(f"{path} does not fit this network: {len(wrong)} of {len(own)} entries differ, {wrong[0]} "
                         "first. Is it of another -a, or made for other classes?")
+    for name, t in state.items():
+        check_tensor(t, own[name], f"{path} holds {name}")
     model.load_state_dict(state)
+
+
+def check_tensor(t: Any, like: torch.Tensor, what: str) -> None:
+    """UserError unless it is a dense, finite tensor of the shape of another, floating where that is."""
+    plain = isinstance(t, torch.Tensor) and t.layout == torch.strided and not (t.is_meta or t.is_quantized)
+    if not plain or t.shape != like.shape or like.is_floating_point() and t.dtype not in (
+            torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        kind = f"{t.dtype}, {t.layout}, {tuple(t.shape)}" if isinstance(t, torch.Tensor) else shown(t)
+        raise UserError(f"{what} as {kind}: expected a dense tensor of {like.dtype}, {tuple(like.shape)}.")
+    if t.is_floating_point() and not t.isfinite().all():
+        raise UserError(f"{what} with values that are not finite.")
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
+    """The momentum of a checkpoint; learning rates and other options stay this run's.  UserError if it does not fit."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    own = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    moments = state.get("state")
+    if not isinstance(moments, dict) or not moments.keys() <= set(range(len(parameters))):
+        raise UserError("The optimizer of the checkpoint is not one for this network.")
+    for i, values in moments.items():
+        check_fields(values, {}, f"The optimizer of the checkpoint, parameter {i},")
+        for name, t in values.items():
+            if t is not None and not (name == "step" and is_number(float(t))):
+                check_tensor(t, parameters[i].detach(), f"The optimizer of the checkpoint has {name} of parameter {i}")
+    try:
+        optimizer.load_state_dict(state)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"The optimizer of the checkpoint is not one for this network: {shown(str(error))}") from error
+    for group, values in zip(optimizer.param_groups, own):
+        group.update(values)

@@ -9,7 +9,6 @@
         return start(parser(), work, argv)
 """
 import argparse
-import math
 import os
 import shlex
 import sys
@@ -20,39 +19,51 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
+from ..checks import FLAG, TEXT, Number, Rule, check_fields, filled
+from ..command_line import Parser, exit_code
 from ..device import set_deterministic
 from ..errors import UserError
 from .checkpoint import Keeper, read_checkpoint
 from .processes import Place, add_process_flags, is_first, launch, under_torchrun
 
+# What a setting may be, on the command line and in a checkpoint alike; each command adds its own.
+RULES = {"epochs": Number(int, 1, 10**6), "batch_size": Number(int, 1, 2**20), "lr": Number(float, 0, 1e30),
+         "seed": Number(int, 0, 2**63 - 1, optional=True), "data": TEXT, "arch": TEXT, "amp": FLAG,
+         "deterministic": FLAG}
+# Of this process, and not of the run.
+WORKERS, PRINT_FREQ = Number(int, 0, 1024), Number(int, 1, 10**9)
+
 # --- flags ----------------------------------------------------------------------------------------------------------
 
-def new_parser(command: str, description: str, examples: str) -> argparse.ArgumentParser:
+def new_parser(command: str, description: str, examples: str) -> Parser:
     """A parser whose --help ends with worked examples, printed as they are."""
-    return argparse.ArgumentParser(prog=command, description=description, epilog=examples, allow_abbrev=False,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+    return Parser(prog=command, description=description, epilog=examples, allow_abbrev=False,
+                  formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 def add_common_flags(parser: argparse.ArgumentParser, *, output: str, epochs: str, batch_size: str, lr: str) -> None:
     """The flags of both commands; the texts are those of their defaults in --help.  -b and -j mean what they mean in
     the PyTorch ImageNet example: numbers for one machine, shared by its processes."""
     p = parser
-    p.add_argument("--output", metavar="FOLDER", help=f"folder of the run (default: {output})")
-    p.add_argument("--resume", metavar="PATH", help="resume from this last.pt or its folder, with its settings where "
-                   "this command line names no others; auto: from --output, if there is a checkpoint")
+    p.add_argument("--output", type=filled, metavar="FOLDER", help=f"folder of the run (default: {output})")
+    p.add_argument("--resume", type=filled, metavar="PATH", help="resume from this last.pt or its folder, with its "
+                   "settings where this command line names no others; auto: from --output, if there is a checkpoint")
     p.add_argument("-e", "--evaluate", action="store_true", help="evaluate the weights on the validation images, and "
                    "stop")
     p.add_argument("--amp", action="store_true", default=None, help="mixed precision: bfloat16, or float16 with loss "
                    "scaling on a GPU without bfloat16")
-    p.add_argument("--seed", type=int, help="make the run repeatable (default: drawn, and written to args.json)")
-    p.add_argument("--epochs", type=int, metavar="N", help=f"epochs in all (default: {epochs})")
-    p.add_argument("-b", "--batch-size", type=int, metavar="N", help="images per step on this machine, over all of "
-                   f"its GPUs (default: {batch_size})")
-    p.add_argument("--lr", "--learning-rate", type=float, metavar="LR", help=f"default: {lr}")
-    p.add_argument("-j", "--workers", type=int, default=4, metavar="N", help="data loading workers on this machine, "
+    p.add_argument("--seed", type=RULES["seed"], help="make the run repeatable (default: drawn, and written to "
+                   "args.json)")
+    p.add_argument("--epochs", type=RULES["epochs"], metavar="N", help=f"epochs in all (default: {epochs})")
+    p.add_argument("-b", "--batch-size", type=RULES["batch_size"], metavar="N", help="images per step on this machine, "
+                   f"over all of its GPUs (default: {batch_size})")
+    p.add_argument("--lr", "--learning-rate", type=RULES["lr"], metavar="LR", help=f"default: {lr}")
+    p.add_argument("-j", "--workers", type=WORKERS, default=4, metavar="N",
+                   help="data loading workers on this machine, "
                    "over all of its GPUs (default: 4)")
-    p.add_argument("-p", "--print-freq", type=int, default=10, metavar="N", help="batches between two updates of the "
-                   "running loss (default: 10)")
+    p.add_argument("-p", "--print-freq", type=PRINT_FREQ, default=10, metavar="N",
+                   help="batches between two updates of "
+                   "the running loss (default: 10)")
     add_process_flags(p)
 
 
@@ -61,9 +72,12 @@ def start(parser: argparse.ArgumentParser, work: Callable, argv: list[str] | Non
 
     args.argv is the command line itself, for resume_command().
     """
-    args = parser.parse_args(argv)
-    args.argv = sys.argv[1:] if argv is None else list(argv)
-    return launch(work, args)
+    def run() -> int:
+        args = parser.parse_args(argv)
+        args.argv = sys.argv[1:] if argv is None else list(argv)
+        return launch(work, args)
+
+    return exit_code(run)
 
 
 # --- settings -------------------------------------------------------------------------------------------------------
@@ -97,7 +111,7 @@ def settle(args: argparse.Namespace, complete: Callable[[dict, dict | None], dic
     source = args.resume
     if args.resume == "auto":
         folder = Path(args.output or default_output(given))
-        source = str(folder) if (folder / "last.pt").exists() else None
+        source = str(folder) if os.path.exists(folder / "last.pt") else None
     state = read_checkpoint(source, args.arch) if source else None
     saved = state.get("arguments", {}) if state else {}
     given = {**saved, **given}
@@ -111,7 +125,7 @@ def settle(args: argparse.Namespace, complete: Callable[[dict, dict | None], dic
     continues = here is not None and output.resolve() == here.resolve()
     # A kill before the first last.pt leaves a best.pt behind; then "auto" may start again.
     names = ("last.pt",) if args.resume == "auto" else ("last.pt", "best.pt")
-    if not continues and any((output / name).exists() for name in names):
+    if not continues and any(os.path.exists(output / name) for name in names):
         raise UserError(f"{output} already holds a run: resume it with --resume {output}, "
                         "or name another folder with --output.")
     return Plan(settings | {"output": str(output)}, state, source, continues)
@@ -122,11 +136,9 @@ def given_flags(args: argparse.Namespace) -> dict:
     return {name: value for name, value in vars(args).items() if value is not None}
 
 
-def check_at_least(settings: dict, **smallest: float) -> None:
-    """UserError for a setting below its smallest value, infinite or not a number."""
-    for name, least in smallest.items():
-        if not (settings[name] >= least and math.isfinite(settings[name])):
-            raise UserError(f"--{name.replace('_', '-')} must be at least {least}, not {settings[name]}.")
+def check_given(given: dict, rules: dict[str, Rule | Number]) -> None:
+    """UserError for a setting that breaks its rule.  argparse has checked the command line's: it is a checkpoint's."""
+    check_fields(given, {name: rule for name, rule in (RULES | rules).items() if name in given}, "The checkpoint")
 
 
 def seed_everything(settings: dict) -> None:

@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from ..data.sampler import seed_of
 from ..device import amp_dtype, autocast, random_states, set_random_states
-from ..errors import UserError
-from .checkpoint import Interrupts, Keeper
+from ..errors import UserError, user_errors
+from .checkpoint import Interrupts, Keeper, load_exactly, load_optimizer
 from .processes import all_sum, broadcast_buffers, data_parallel, is_first, rank, world_size
 
 
@@ -107,6 +107,7 @@ class Trainer:
                     with self.interrupts.held():
                         self._close_epoch(row)
             except KeyboardInterrupt:
+                self.interrupts.pending = False
                 if self.keeper and self.interrupts.count < 2:       # a second one may have cut a step in two
                     with self.interrupts.held():
                         self.keeper.save(self.state())
@@ -221,18 +222,18 @@ class Trainer:
     def resume(self, state: dict) -> None:
         """Continue from a state().  Weights, momentum and position are the state's; learning rate, weight decay and
         the number of epochs are those of this run, and so are precision and the number of processes."""
-        self.model.load_state_dict(state["state_dict"])
-        own = [{key: value for key, value in group.items() if key != "params"} for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(state["optimizer"])
-        for group, values in zip(self.optimizer.param_groups, own):
-            group.update(values)
-        if self.scaler.is_enabled() and state["scaler"]:            # {}: the checkpoint was made without float16
-            self.scaler.load_state_dict(state["scaler"])
+        load_exactly(self.model, state, "The checkpoint")
+        load_optimizer(self.optimizer, state["optimizer"])
+        if self.keeper and any(self.keeper.score not in row for row in state["history"]):
+            raise UserError(f"The checkpoint is of another task: its history lacks {self.keeper.score}.")
         self.epoch, self.history = state["epoch"], list(state["history"])
         self.step = round(state["step"] * len(self.batches) / state["steps"])   # with other batches: the same share
         self.sums = {{"pictures": "images"}.get(name, name): value for name, value in state["sums"].items()}
-        if is_first():
-            set_random_states(state["random"], self.device)
-        else:                               # sums and generators of the first process alone were saved
+        with user_errors(RuntimeError, TypeError, ValueError, KeyError, hint="The checkpoint is damaged."):
+            if self.scaler.is_enabled() and state["scaler"]:        # {}: the checkpoint was made without float16
+                self.scaler.load_state_dict(state["scaler"])
+            if is_first():
+                set_random_states(state["random"], self.device)
+        if not is_first():                              # sums and generators of the first process alone were saved
             self.sums |= {name: 0.0 for name in self.sums if name != "seconds"}
             torch.manual_seed(seed_of(self.epoch, self.step, rank()))

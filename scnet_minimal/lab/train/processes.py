@@ -5,11 +5,11 @@ starts the processes and describes each in its environment; launch() also starts
 does, by its flags.
 """
 import argparse
-import contextlib
 import os
 import signal
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
+from ..checks import Number, filled
+from ..command_line import exit_at_once_on_signals
 from ..device import process_device
 from ..errors import UserError
 
@@ -143,12 +145,15 @@ def broadcast_buffers(model: nn.Module) -> None:
 def add_process_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of the PyTorch ImageNet example."""
     group = parser.add_argument_group("several processes, where torchrun does not start them")
-    group.add_argument("--world-size", type=int, default=-1, metavar="N", help="number of machines")
-    group.add_argument("--rank", type=int, default=-1, metavar="N", help="number of this machine, from 0")
-    group.add_argument("--dist-url", metavar="URL", help="address of the first machine: tcp://HOST:PORT "
+    group.add_argument("--world-size", type=Number(int, -1, 10**6), default=-1, metavar="N", help="number of machines")
+    group.add_argument("--rank", type=Number(int, -1, 10**6), default=-1, metavar="N",
+                       help="number of this machine, from 0")
+    group.add_argument("--dist-url", type=filled, metavar="URL", help="address of the first machine: tcp://HOST:PORT "
                        "(default: torchrun's, else tcp://127.0.0.1:23456)")
-    group.add_argument("--dist-backend", metavar="NAME", help="default: nccl on CUDA, gloo on a CPU")
-    group.add_argument("--gpu", type=int, metavar="N", help="use this GPU")
+    group.add_argument("--dist-backend", choices=("nccl", "gloo"), help="default: nccl on CUDA, gloo on a CPU")
+    group.add_argument("--dist-timeout", type=Number(float, 1, 10**7), default=1800, metavar="SECONDS",
+                       help="how long to wait for the other processes at the start (default: %(default)s)")
+    group.add_argument("--gpu", type=Number(int, 0, 10**6), metavar="N", help="use this GPU")
     group.add_argument("--multiprocessing-distributed", action="store_true",
                        help="start a process for each GPU of this machine (on a CPU: one)")
 
@@ -160,10 +165,15 @@ def launch(work: Callable[[argparse.Namespace, torch.device, Place], int], args:
     must be importable by name.
     """
     nodes, node = max(args.world_size, 1), max(args.rank, 0)
+    if node >= nodes:
+        raise UserError(f"--rank {node} is no machine of --world-size {nodes}: they count from 0 to {nodes - 1}.")
     each = torch.cuda.device_count() or 1
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:             # torchrun's
         names = ("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1)
-        return _run(work, args, Place(*(int(os.environ.get(name, default)) for name, default in names)))
+        place = Place(*(_from_environment(name, default) for name, default in names))
+        if place.rank >= place.world:
+            raise UserError(f"The environment has RANK={place.rank} and WORLD_SIZE={place.world}: ranks count from 0.")
+        return _run(work, args, place)
     if not args.multiprocessing_distributed or each == 1:
         return _run(work, args, Place(node, nodes))
     context = torch.multiprocessing.spawn(_spawned, (work, args, node, nodes, each), nprocs=each, join=False)
@@ -176,6 +186,14 @@ def launch(work: Callable[[argparse.Namespace, torch.device, Place], int], args:
         return error.exit_code if error.exit_code > 0 else 1
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _from_environment(name: str, default: int) -> int:
+    value = os.environ.get(name, str(default))
+    if not value.isdecimal() or int(value) < name.endswith("SIZE"):
+        raise UserError(f"The environment has {name}={value!r}, which must be a number of processes: unset RANK and "
+                        "WORLD_SIZE, or start with torchrun.")
+    return int(value)
 
 
 def _spawned(i: int, work: Callable, args: argparse.Namespace, node: int, nodes: int, each: int) -> None:
@@ -200,38 +218,18 @@ def _run(work: Callable, args: argparse.Namespace, place: Place) -> int:
 def _join(device: torch.device, args: argparse.Namespace, place: Place) -> None:
     """Meet the other processes; returns once all are there."""
     url = args.dist_url or ("env://" if "MASTER_ADDR" in os.environ else "tcp://127.0.0.1:23456")
-    store, rank, world = next(rendezvous(url, place.rank, place.world))
+    if not under_torchrun():
+        print(f"process {place.rank}: waiting at {url} for all {place.world}, for up to {args.dist_timeout:g} s",
+              file=sys.stderr)
+    try:
+        store, rank, world = next(rendezvous(url, place.rank, place.world,
+                                             timeout=timedelta(seconds=args.dist_timeout)))
+    except (ValueError, RuntimeError, OSError) as error:            # no such address, or nobody there in time
+        raise UserError(f"Process {place.rank} of {place.world} could not meet the others at {url} within "
+                        f"{args.dist_timeout:g} s: {(str(error).strip().splitlines() or ['no reason given'])[0]}"
+                        ) from error
     # torchrun may keep its store when it starts everyone again: without a name of its own, an attempt could find the
     # addresses of processes that are gone, and wait for them.
     attempt = f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)} of {world}"
     dist.init_process_group(args.dist_backend or ("nccl" if device.type == "cuda" else "gloo"),
                             store=dist.PrefixStore(attempt, store), world_size=world, rank=rank)
-
-
-def run_command(main: Callable[[], int]) -> None:
-    """main() as this whole process: `if __name__ == "__main__": run_command(main)`."""
-    exit_at_once_on_signals()
-    try:
-        code = main()
-    finally:
-        for number in (signal.SIGINT, signal.SIGTERM):      # too late to change anything but the exit code
-            signal.signal(number, signal.SIG_IGN)
-    sys.exit(code)
-
-
-def exit_at_once_on_signals() -> None:
-    """From now on Ctrl-C and SIGTERM end this process at once, with exit code 130 and no traceback.
-
-    While a Trainer with a Keeper runs, the first signal is the trainer's: it finishes its step and saves.
-    """
-    owner = os.getpid()
-
-    def end(*_: Any) -> None:
-        if os.getpid() != owner:            # a forked worker of a DataLoader, which handles this
-            raise KeyboardInterrupt
-        with contextlib.suppress(Exception):            # printing may have been what was interrupted
-            sys.stdout.flush()
-        os._exit(130)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, end)
