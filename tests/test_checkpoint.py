@@ -14,6 +14,7 @@ from scnet_minimal.lab.train.checkpoint import (
     Keeper,
     check_classes,
     load_exactly,
+    load_optimizer,
     read_checkpoint,
     read_file,
     write_file,
@@ -148,6 +149,50 @@ def test_a_file_that_is_no_checkpoint_is_an_error_and_executes_nothing(tmp_path,
     with pytest.raises(UserError, match=fact):
         read_checkpoint(tmp_path / "file.pt")
     assert "it ran" not in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("field", ["state_dict", "optimizer", "epoch", "step", "steps", "history", "sums", "scaler",
+                                   "random", "classes", "arguments", "arch"])
+def test_a_field_of_another_kind_is_named(keeper, field):
+    keeper.save(state(0.5))
+    whole = read_file(keeper.folder)
+    for value in (None, "x", -1, 1.5, float("nan"), [1], {"x": "y"}, torch.ones(2)):
+        allowed = {"scaler": dict, "optimizer": dict, "arguments": (dict, type(None)), "classes": type(None),
+                   "arch": (str, type(None))}
+        if not isinstance(value, allowed.get(field, ())):
+            torch.save(whole | {field: value}, keeper.folder / "last.pt")
+            with pytest.raises(UserError, match=f"{field}|cannot be resumed"):
+                read_checkpoint(keeper.folder)
+    if field not in allowed or field in ("scaler", "optimizer"):
+        torch.save({name: value for name, value in whole.items() if name != field}, keeper.folder / "last.pt")
+        with pytest.raises(UserError, match=f"{field}|cannot be resumed"):
+            read_checkpoint(keeper.folder)
+
+
+@pytest.mark.parametrize("spoil", [lambda t: t[:0], lambda t: t.to_sparse(), lambda t: t.to(torch.float8_e5m2),
+                                   lambda t: t * float("nan"), lambda t: t.int(), lambda t: "x", lambda t: None])
+def test_momentum_and_weights_must_fit_the_network(spoil):
+    model = small()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model(torch.randn(2, 3, 32, 32)).sum().backward()
+    optimizer.step()
+    saved, weights = optimizer.state_dict(), model.state_dict()
+    load_optimizer(optimizer, saved)
+    with pytest.raises(UserError, match="fc.weight"):
+        load_exactly(model, {"state_dict": weights | {"fc.weight": spoil(weights["fc.weight"])}}, "it")
+    last = len(saved["state"]) - 1
+    bad = {last: {"momentum_buffer": spoil(saved["state"][last]["momentum_buffer"])}}
+    if bad[last]["momentum_buffer"] is not None:                    # None: before the first step
+        with pytest.raises(UserError, match=f"parameter {last}"):
+            load_optimizer(optimizer, saved | {"state": saved["state"] | bad})
+    with pytest.raises(UserError, match="optimizer"):
+        load_optimizer(optimizer, saved | {"param_groups": []})
+
+
+def test_what_a_killed_run_left_unfinished_is_removed(keeper):
+    (keeper.folder / ".last.pt.part").write_bytes(b"torn")
+    Keeper(keeper.folder, ABOUT).open()
+    assert os.listdir(keeper.folder) == ["args.json"]
 
 
 def test_another_network_or_other_classes_are_an_error(keeper):

@@ -397,6 +397,19 @@ def test_a_file_or_a_missing_folder_is_an_error(tmp_path):
         load(tmp_path / "nowhere")
 
 
+def test_linked_folders_are_visited_once_and_fifos_never_opened(tmp_path):
+    root = tmp_path / "loops"
+    for split in ("train", "val"):
+        for name in ("a", "b"):
+            save(root / split / name / "more" / "0.png")
+            (root / split / name / "up").symlink_to(root / split / name)
+            (root / split / name / "again").symlink_to(root / split / name / "more")
+            (root / split / name / "itself.png").symlink_to("itself.png")
+            os.mkfifo(root / split / name / "fifo.png")
+    data = load(root)
+    assert len(data.train.labels) == len(data.val.labels) == 2
+
+
 def test_a_misspelt_name_is_an_error_that_lists_the_names():
     with pytest.raises(UserError, match="'imagenete'.*toynette, imagenette, imagenette-160, imagenette-320"):
         load("imagenete")
@@ -441,6 +454,28 @@ def test_tables_without_class_names_are_an_error(tmp_path):
     Dataset.from_dict({"photo": [1]}).to_parquet(tmp_path / "train.parquet")
     with pytest.raises(UserError, match="photo"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("change, fact", [
+    (lambda t: t.slice(0, 0), "no rows"), (lambda t: t.set_column(1, "label", [[0, -1]]), "row 1 .*-1"),
+    (lambda t: t.set_column(1, "label", [[9, 1]]), "row 0 .* 9"), (lambda t: t.drop_columns(["image"]), "image"),
+    (lambda t: t.set_column(1, "label", [[None, 1]]), "None"), (lambda t: t.set_column(0, "image", [[3, 4]]), "image"),
+    (lambda t: t.set_column(0, "image", [t["image"].slice(0, 1).combine_chunks().take([None, 0])]), "row 0 .*image"),
+    (lambda t: t.replace_schema_metadata({}), "label"), (lambda t: b"", "image"), (lambda t: b"PAR1 torn", "image"),
+    (lambda t: t.replace_schema_metadata({"huggingface": '{"info": {"features": "x"}}'}), "label"),
+])
+def test_a_table_that_would_fail_later_is_refused_when_it_is_read(tmp_path, change, fact):
+    import pyarrow.parquet as pq
+
+    write_tables(tmp_path / "t", ["zero", "one"], {"train": [0, 1], "validation": [0, 1]})
+    path = tmp_path / "t" / "validation.parquet"
+    changed = change(pq.read_table(path).slice(0, 2))
+    if isinstance(changed, bytes):
+        path.write_bytes(changed)
+    else:
+        pq.write_table(changed, path)
+    with pytest.raises(UserError, match=f"{path.name}.*{fact}"):
+        load(path.parent)
 
 
 def test_the_embedded_toynette_is_found_without_being_told_where():

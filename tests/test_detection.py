@@ -195,7 +195,7 @@ def test_to_evaluate_something_else_than_the_file_holds_is_refused(finished, fla
     pytest.param(["/nowhere/at/all", "--task", "segment"], "/nowhere/at/all", marks=needs_pycocotools),
     (["-a", "scnet5"], "scnet50"), (["-a", "resnet18"], "resnet18"), (["--weights", "missing.pt"], "missing.pt"),
     (["--trainable", "6"], "6"), (["--epochs", "0"], "--epochs"), (["--lr", "nan"], "--lr"),
-    (["-b", "0"], "--batch-size"), (["--size", "8"], "--size"), (["--pictures", "1", "0"], "1 0"),
+    (["-b", "0"], "--batch-size"), (["--size", "8"], "--size"), (["--pictures", "1", "0"], "--pictures"),
     (["--pretrained"], "scnet_toy"), (["-e"], "--resume"), (["--resume", "missing"], "missing"),
 ])
 def test_a_wrong_command_line_ends_with_one_error_and_exit_code_2(flags, fact, capsys, tmp_path, monkeypatch):

@@ -136,13 +136,13 @@ def test_the_estimate_of_a_tail_is_right_for_an_exponential_one_and_high_for_a_n
 # --- the command ------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("arguments, fact", [
-    (["dots", "--seeds", "0"], "'0'"), (["dots", "--seeds", "-3"], "--seeds"), (["dots", "--jobs", "x"], "'x'"),
+    (["dots", "--seeds", "0"], "not 0"), (["dots", "--seeds", "-3"], "--seeds"), (["dots", "--jobs", "x"], "not x"),
     (["dots", "--blocks", "no"], "sc4_sum"), (["dots", "--isa", "neon"], "avx2"), ([], "STUDY"),
     (["toynette"], "--out")])
 def test_what_cannot_be_is_said_with_exit_code_2(arguments, fact, capsys):
-    with pytest.raises(SystemExit) as ended:
-        study.main(arguments)
-    assert ended.value.code == 2 and fact in capsys.readouterr().err
+    assert study.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert fact in error and error.count("\n") == 1
 
 
 def test_an_unknown_network_is_said_with_the_names_there_are(capsys):

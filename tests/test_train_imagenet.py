@@ -165,7 +165,7 @@ TWICE = """
 import os, signal, sys, time
 from scnet_minimal.lab import train_imagenet as command
 from scnet_minimal.lab.train import Trainer, checkpoint
-from scnet_minimal.lab.train.processes import run_command
+from scnet_minimal.lab.command_line import run_command
 
 def endless(self, batch):
     print("working", flush=True)
@@ -326,10 +326,33 @@ def test_a_loss_that_is_not_finite_is_one_line(folder, tmp_path, capsys):
 @pytest.mark.parametrize("flags, fact", [
     (["-a", "scnet500"], "scnet50"), (["--epochs", "0"], "--epochs.* 1.* 0"), (["-b", "0"], "--batch-size.* 1.* 0"),
     (["--lr", "nan"], "--lr.* nan"), (["--lr", "inf"], "--lr.* inf"), (["--gpu", "99"], "GPU 99"),
-    (["-e"], "--resume .*--pretrained"), (["--pretrained"], "scnet_toy")])
+    (["-e"], "--resume .*--pretrained"), (["--pretrained"], "scnet_toy"), (["--lr", "1e300"], "--lr.* 1e300"),
+    (["-p", "0"], "-p.* 1 .* 0"), (["-j", "-1"], "-j.* -1"), (["--seed", "-1"], "--seed.* -1"),
+    (["--momentum", "1"], "--momentum.* 1"), (["--label-smoothing", "-0.1"], "--label-smoothing.* -0.1"),
+    (["--wd", "inf"], "--wd.* inf"), (["--resume", ""], "--resume"), (["--crop", "10000000000"], "--crop"),
+    (["--start-epoch", "2"], "--start-epoch 2"), (["--gpu", "-1"], "--gpu.* -1"), (["--epochs", "x"], "--epochs.* x"),
+    (["--rank", "1"], "--rank 1"), (["--output", " "], "--output"), (["--size", "9"], "--size"),
+    (["-a", "inception_v3", "--crop", "64"], "75 px"), (["-a", "vit_b_16", "--crop", "64"], "224 px")])
 def test_wrong_flags(folder, tmp_path, capsys, flags, fact):
     assert re.search(fact, fails(capsys, line(folder, tmp_path / "x", *flags)))
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("environment, fact", [
+    ({"RANK": "x", "WORLD_SIZE": "2"}, "RANK='x'"), ({"RANK": "0", "WORLD_SIZE": ""}, "WORLD_SIZE=''"),
+    ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK=2")])
+def test_a_wrong_environment(folder, tmp_path, capsys, monkeypatch, environment, fact):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert fact in fails(capsys, line(folder, tmp_path / "x"))
+
+
+def test_waiting_for_others_says_where_and_ends_in_time(folder, tmp_path, capsys):
+    wait = ["--world-size", "2", "--rank", "0", "--dist-timeout", "1", "--dist-backend", "gloo"]
+    assert command.main(line(folder, tmp_path / "x", *wait, "--dist-url", "tcp://127.0.0.1:0")) == 2
+    error = capsys.readouterr().err
+    assert "waiting at tcp://127.0.0.1:0 for all 2" in error and "within 1 s" in error
+    assert "foo" in fails(capsys, line(folder, tmp_path / "x", *wait, "--dist-url", "foo")).splitlines()[-1]
 
 
 def test_a_misspelt_data_set(capsys):
@@ -357,25 +380,35 @@ def test_evaluation_agrees_with_training(folder, finished, capsys):
     assert f"16 images of {folder} at 16 px: top-1 error {1 - best:.2%}, top-5 error 0.00%" in shown
     assert command.main([str(folder), "-e", "--resume", str(finished), "--crop", "32", "-j", "0"]) == 0
     assert "at 32 px" in capsys.readouterr().out
-    assert "best.pt" in fails(capsys, [folder, "-e", "--resume", finished / "best.pt", "-a", "resnet_toy"])
+    error = fails(capsys, [folder, "-e", "--resume", finished / "best.pt", "-a", "resnet_toy"])
+    assert "scnet_toy" in error and "resnet_toy" in error
 
 
 def test_pretrained_takes_torchvisions_weights_but_for_the_head(folder, tmp_path, monkeypatch):
     torch.manual_seed(0)
     ready = torchvision.models.get_model("squeezenet1_1", num_classes=1000).state_dict()
-    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: ready)
+    torch.save(ready, tmp_path / "ready.pth")
+    monkeypatch.setattr(command, "fetch_imagenet", lambda arch: tmp_path / "ready.pth")
     own = command.new_network("squeezenet1_1", 2, True).state_dict()
     assert [name for name in own if not torch.equal(own[name], ready[name])] == ["classifier.1.weight",
                                                                                  "classifier.1.bias"]
 
 
-def test_pretrained_weights_that_cannot_be_had_are_one_line(folder, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("cached", [None, b"", b"<html>", b"cos\nsystem\n(S'echo it ran'\ntR."])
+def test_pretrained_weights_that_cannot_be_had_or_are_not_the_publishers_are_one_error(folder, tmp_path, capfd,
+                                                                                      monkeypatch, cached):
     def refuse(*_, **__):
         raise URLError("no route to host")
 
-    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", refuse)
-    error = fails(capsys, line(folder, tmp_path / "x", "-a", "resnet18", "--pretrained"))
-    assert "resnet18" in error and "no route to host" in error
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    if cached is not None:
+        (tmp_path / "checkpoints").mkdir()
+        (tmp_path / "checkpoints" / "resnet18-f37072fd.pth").write_bytes(cached)
+    assert command.main(line(folder, tmp_path / "x", "-a", "resnet18", "--pretrained")) == 2
+    out, error = capfd.readouterr()
+    assert ("no route to host" if cached is None else "SHA-256") in error and error.count("\n") <= 2
+    assert "it ran" not in out
 
 
 def test_a_network_of_imagenet_is_evaluated_on_the_classes_that_are_there(tmp_path, capsys, monkeypatch):

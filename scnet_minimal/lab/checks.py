@@ -122,7 +122,7 @@ def check_writable(path: str | Path) -> None:
         if not there:
             path.unlink()
     except OSError as error:
-        raise FileError(f"{shown(str(path), 200)} cannot be written: {error.strerror or error}.") from error
+        raise FileError(f"{shown(str(path), 500)} cannot be written: {error.strerror or error}.") from error
 
 
 def make_folder(path: str | Path) -> None:
@@ -131,5 +131,5 @@ def make_folder(path: str | Path) -> None:
         Path(path).mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
-        raise FileError(f"{shown(str(path), 200)} is no folder that can be written to: {error.strerror or error}."
+        raise FileError(f"{shown(str(path), 500)} is no folder that can be written to: {error.strerror or error}."
                         ) from error

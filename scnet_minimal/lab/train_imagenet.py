@@ -197,8 +197,8 @@ def new_network(arch: str, classes: int, pretrained: bool) -> nn.Module:
     model = create_model(arch, classes)
     if not pretrained:
         return model
-    with user_errors(RuntimeError, OSError, ValueError, hint="Check the connection, or put the file into torch.hub's "
-                     "cache by hand."):
+    with user_errors(RuntimeError, OSError, ValueError, hint=f"These are the ImageNet weights of {arch}: check the "
+                     "connection, or put the file into torch.hub's cache by hand."):
         path = fetch_imagenet(arch)
         if arch in OURS:
             return load_weights(model, path)

@@ -1,4 +1,5 @@
 """The course's notebooks: finding and reading them; their title, question, cover and findings."""
+import os
 import re
 from pathlib import Path
 
@@ -24,6 +25,8 @@ def choose_notebooks(folder: Path, numbers: list[str]) -> list[Path]:
 
 def read_notebook(path: Path) -> nbformat.NotebookNode:
     """A notebook with at least one cell.  UserError for anything else."""
+    if os.path.lexists(path) and not path.is_file():        # a FIFO would make us wait
+        raise FileError(f"{path} cannot be read: it is no file.")
     try:
         notebook = nbformat.read(path, as_version=4)
         cells = [(cell.cell_type, cell.source, cell.metadata) for cell in notebook.cells]

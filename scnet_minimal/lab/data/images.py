@@ -22,6 +22,7 @@ from torchvision.datasets import folder
 from torchvision.transforms import v2
 from tqdm import TqdmWarning, tqdm
 
+from ..checks import shown
 from ..errors import DataError, FileError, MissingFileError, UserError, user_errors
 from .sampler import seed_of
 
@@ -85,19 +86,21 @@ def _list_tables(tables: list[Path]) -> Listing:
     with warnings.catch_warnings():         # in a notebook it asks for widgets, for progress bars that we do not show
         warnings.filterwarnings("ignore", "IProgress not found", TqdmWarning)
         import datasets as hf
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     first, expected = tables[0], "needs columns image (encoded images) and label (a ClassLabel)"
     if odd := next((path for path in tables if not path.is_file()), None):
         raise FileError(f"{odd} is no file.")
-    with user_errors(pa.ArrowException, ValueError, TypeError, KeyError, hint=f"{first} {expected}."):
-        # Read directly; load_dataset would copy them to a cache first.
+    try:                                    # read directly; load_dataset would copy them to a cache first
         table = hf.concatenate_datasets([hf.Dataset(pq.read_table(path)) for path in tables])
         if "image" not in table.column_names or not getattr(table.features.get("label"), "names", None):
             raise UserError(f"{first} {expected}, has {table.features}.")
         classes = table.features["label"].names
         images, labels = table.cast_column("image", hf.Image(decode=False))["image"], list(table["label"])
+    except UserError:
+        raise
+    except Exception as error:  # noqa: BLE001  on a damaged table or its metadata these raise nearly anything
+        raise UserError(f"{first} {expected}: {shown(str(error) or type(error).__name__, 150)}.") from error
     for i, (image, label) in enumerate(zip(images, labels)):
         if type(label) is not int or not 0 <= label < len(classes):
             raise UserError(f"{first}: row {i} has the label {label}, and there are {len(classes)} classes, from 0 on.")

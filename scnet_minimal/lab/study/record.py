@@ -34,6 +34,8 @@ def read_rows(path: str | Path) -> list[dict[str, str]]:
     """Rows of a CSV, every value as text; none if there is no file.  A last line without its end does not count."""
     path = Path(path)
     try:
+        if path.exists() and not path.is_file():
+            raise OSError("it is no file")
         text = path.read_text(encoding="utf-8") if path.exists() else ""
     except (OSError, UnicodeDecodeError) as error:
         raise FileError(f"{path} cannot be read: {error}.") from error
