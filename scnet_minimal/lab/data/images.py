@@ -75,9 +75,11 @@ def _images_below(top: Path) -> list[str]:
         seen.add(real)
         with os.scandir(here) as entries:
             for entry in entries:
-                if entry.is_dir():
+                link = entry.is_symlink()               # of a loop of links, only os.path says that it is nothing
+                if os.path.isdir(entry.path) if link else entry.is_dir():
                     todo.append(entry.path)
-                elif folder.is_image_file(entry.name) and not entry.name.startswith(".") and entry.is_file():
+                elif (folder.is_image_file(entry.name) and not entry.name.startswith(".")
+                      and (os.path.isfile(entry.path) if link else entry.is_file())):
                     found.append((here, entry.path))
     return [path for _, path in sorted(found)]
 
