@@ -1,18 +1,20 @@
-"""A table of points for what was handed in: a thin loop over nbval.
+"""A table of points for what was handed in.
 
-Each student's notebook runs under pytest --nbval in a copy of the course and in a process of its own, with a time
-limit, and with the teacher's checks in place of the student's. What a student wrote never runs in this process;
-whatever is wrong with it becomes a message in that student's rows.
+Of a student's notebook the answers alone are taken, with what they call (answers.py), and the teacher's checks are run
+on them, each in a process and a room of its own (examine.py, room.py): nothing that a student wrote runs in this
+process.  Whatever is wrong with a hand-in becomes a message in that student's rows.
 """
-import copy
 import csv
+import hashlib
+import io
+import json
 import os
-import re
-import shutil
 import subprocess
 import sys
 import tempfile
-import xml.etree.ElementTree as ElementTree
+import threading
+import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
@@ -20,83 +22,83 @@ import nbformat
 import psutil
 from tqdm import tqdm
 
-from ..checks import make_folder
+from ..checks import check_writable
 from ..errors import FileError, UserError
+from ..train.checkpoint import write_file
+from .answers import answer_names
 from .exercises import exercises, grade_id
 from .handout import make_handout
 from .notebooks import code_cells, read_notebook
+
+LARGEST = 20 * 2**20            # bytes of a hand-in
+START_SECONDS = 600             # for an examiner's imports, on a busy machine
 
 
 def find_hand_in(student: Path, teacher: Path, reference):
     """What the student handed in for one of the teacher's notebooks: the notebook, or why there is none.
 
-    Looked for by its name, then by what it holds: downloads come back as "01_why_context (1).ipynb".
+    Looked for by its name, then by what it holds: downloads come back as "01_why_context (1).ipynb".  Links are not
+    followed, for they may lead to another student's.
     """
-    paths = [p for p in student.rglob("*.ipynb") if "/." not in p.relative_to(student.parent).as_posix()]
+    paths = [Path(where, name) for where, folders, names in os.walk(student) for name in names
+             if name.endswith(".ipynb") and "/." not in Path(where, name).relative_to(student.parent).as_posix()]
     paths.sort(key=lambda p: (p.name != teacher.name, len(p.parts), p.name))
     wanted = {grade_id(cell) for e in exercises(reference) for cell in (e.answer, e.check)}
     why = "not handed in"
     for path in paths:
         try:
+            if path.is_symlink() or not path.is_file() or path.stat().st_size > LARGEST:
+                raise UserError(f"a link, no file, or more than {LARGEST // 2**20} MB")
             notebook = nbformat.read(path, as_version=4)
-            if path.name == teacher.name or wanted & {grade_id(cell) for cell in notebook.cells}:
-                return with_checks(notebook, reference), ""
+            found = {grade_id(cell) for cell in notebook.cells}
+            sources = [str(cell.source) for cell in code_cells(notebook)]
+            if path.name == teacher.name or wanted & found:
+                return sources, ""
         except Exception as error:                      # broken JSON, no notebook at all, cells without a source
             if path.name == teacher.name:
-                why = f"{path.name} is not a readable notebook: {type(error).__name__}"
+                why = f"{path.name} is not a readable notebook: " \
+                      f"{error if isinstance(error, UserError) else type(error).__name__}"
     return None, why
 
 
-def with_checks(notebook, reference):
-    """The student's notebook with the teacher's checks in place of the student's.
+# --- the examiner -----------------------------------------------------------------------------------------------------
 
-    Each follows the last of the student's copies of its answer and itself; where neither is left, it goes to the end.
-    """
-    cells = notebook.cells
-    for exercise in exercises(reference):
-        own, check = grade_id(exercise.answer), grade_id(exercise.check)
-        last = max((i for i, cell in enumerate(cells) if grade_id(cell) in (own, check)), default=len(cells) - 1)
-        before = [cell for cell in cells[:last + 1] if grade_id(cell) != check]
-        cells[:last + 1] = [*before, copy.deepcopy(exercise.check)]
-    return notebook
+class Examiner:
+    """A process that has run a notebook's imports: ask() it about one exercise after another."""
 
+    def __init__(self, course: Path, scratch: Path, imports: list[str], threads: int) -> None:
+        self.scratch = scratch
+        scratch.mkdir(parents=True)
+        folders = {name: str(scratch) for name in ("HOME", "TMPDIR", "IPYTHONDIR", "MPLCONFIGDIR", "XDG_CACHE_HOME")}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "scnet_minimal.lab.course.examine"], cwd=course / "notebooks",
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True,
+            env={**os.environ, **folders, "OMP_NUM_THREADS": str(threads), "MPLBACKEND": "Agg",
+                 "PYTHONPATH": str(course), "PYTHONDONTWRITEBYTECODE": "1"})
+        self.isolated = bool(self._exchange({"imports": imports}, START_SECONDS).get("isolated"))
 
-def without_long_cells(notebook, reference):
-    """A copy in which nbval skips training runs and the like, where the student left them as they were.
+    def ask(self, request: dict, seconds: float, hidden: list[Path]) -> str:
+        """Why the answers fail the check, "" if they do not."""
+        request = request | {"seconds": seconds, "hidden": list(map(str, hidden)), "scratch": str(self.scratch)}
+        return str(self._exchange(request, seconds + 60).get("message", "the examiner ended: look at it yourself"))
 
-    An exercise does not need them, and they take nearly all of the time.
-    """
-    long = {cell.source for cell in reference.cells if "nbval-ignore-output" in cell.metadata.get("tags", [])}
-    notebook = copy.deepcopy(notebook)
-    for cell in notebook.cells:
-        if cell.source in long:
-            cell.metadata["tags"] = ["nbval-skip"]
-    return notebook
-
-
-def run_nbval(notebook, name: str, course: Path, *, cell_seconds: float, seconds: float,
-              threads: int) -> dict[int, str] | str:
-    """Run a notebook in a copy of the course: {code cell: why it failed, "" if not}, or why nothing could be run."""
-    with tempfile.TemporaryDirectory(prefix="grade-", ignore_cleanup_errors=True) as scratch:
-        room, report = Path(scratch, "course"), Path(scratch, "report.xml")
-        shutil.copytree(course, room)
-        nbformat.write(notebook, room / "notebooks" / name)
-        command = [sys.executable, "-m", "pytest", "--nbval", "-q", "--color=no", "-p", "no:cacheprovider",
-                   f"--nbval-cell-timeout={cell_seconds:g}", f"--junitxml={report}", f"notebooks/{name}"]
-        process = subprocess.Popen(command, cwd=room, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                                   stderr=subprocess.DEVNULL, start_new_session=True,
-                                   env={**os.environ, "OMP_NUM_THREADS": str(threads)})
+    def _exchange(self, request: dict, seconds: float) -> dict:
+        """The answer; {} if there was none in time, and then the process is gone."""
+        alarm = threading.Timer(seconds, self.end)
+        alarm.start()
         try:
-            process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            return f"stopped after {seconds:g} seconds"
+            self.process.stdin.write(json.dumps(request) + "\n")
+            self.process.stdin.flush()
+            return json.loads(self.process.stdout.readline())
+        except (OSError, ValueError):
+            self.end()
+            return {}
         finally:
-            end_process_tree(process.pid)
-            process.wait()
-        if not report.is_file():
-            return "pytest could not run this notebook"
-        return {int(case.get("name").removeprefix("Cell ")): failure(case)
-                for case in ElementTree.parse(report).iter("testcase") if case.get("name", "").startswith("Cell ")}
+            alarm.cancel()
+
+    def end(self) -> None:
+        end_process_tree(self.process.pid)
+        self.process.wait()
 
 
 def end_process_tree(pid: int) -> None:
@@ -112,93 +114,127 @@ def end_process_tree(pid: int) -> None:
             pass
 
 
-def failure(case: ElementTree.Element) -> str:
-    """Why nbval failed a cell, in one line; "" if it did not."""
-    part = next((part for part in case if part.tag in ("failure", "error", "skipped")), None)
-    if part is None:
-        return ""
-    if part.tag == "skipped":                           # nbval: "Previous cell timed out, expected cell to fail"
-        return "an earlier cell did not finish"
-    text = re.sub(r"#x1B\[[\d;]*m", "", part.text or "")
-    if "Failed to interrupt" in text or "Kernel dead" in text:
-        return "the kernel died, or could not be interrupted"
-    if timeout := re.search(r"Timeout of \S+ seconds exceeded", text):
-        return f"{timeout[0]}: is it an endless loop?"
-    if "Cell outputs differ" in text:
-        return "the check printed something unexpected: does the answer print?"
-    errors = re.findall(r"^\w*(?:Error|Exception|Interrupt|Exit)(?:: .*|:? *$)", text, re.M) or ["failed"]
-    return re.sub(r"^(AssertionError|NotImplementedError): *(?=\S)", "", errors[-1]).strip()
+# --- the table --------------------------------------------------------------------------------------------------------
 
-
-def grade_one(student: Path, teacher: Path, course: Path, **limits) -> list[dict]:
-    """The rows of one student for one notebook. Whatever is wrong with the hand-in goes into their messages."""
-    reference = read_notebook(teacher)
-    notebook, found = find_hand_in(student, teacher, reference)
-    if notebook is not None:
-        try:
-            found = run_nbval(without_long_cells(notebook, reference), teacher.name, course, **limits)
-            if "NameError" in str(by_grade_id(notebook, found)):    # an answer uses what a long cell made, after all
-                found = run_nbval(notebook, teacher.name, course, **limits)
-        except Exception as error:                      # a notebook that cannot be written, a report cut off
-            found = f"could not be run: {error!r}"
-    messages, rows = by_grade_id(notebook, found), []
-    for exercise in exercises(reference):
-        message = messages.get(grade_id(exercise.check), found)
-        answer = messages.get(grade_id(exercise.answer), "the cell is gone")
-        if message and messages and answer:
-            message += f" (answer: {answer})"
-        rows.append({"student": student.name, "notebook": teacher.stem, "exercise": exercise.number,
+def grade_one(student: str, teacher: Path, sources: list[str] | None, why: str, ask) -> list[dict]:
+    """The rows of one student for one notebook; ask(request) -> message."""
+    rows = []
+    for exercise in exercises(read_notebook(teacher)):
+        printed = "".join(out.get("text", "") for out in exercise.check.outputs if out.get("name") == "stdout")
+        message = why if sources is None else ask({
+            "cells": sources, "wanted": sorted(answer_names(exercise.answer.source)), "check": exercise.check.source,
+            "printed": printed})
+        rows.append({"student": student, "notebook": teacher.stem, "exercise": exercise.number,
                      "points": 0 if message else exercise.points, "max_points": exercise.points, "message": message})
     return rows
 
 
-def by_grade_id(notebook, found: dict[int, str] | str) -> dict[str, str]:
-    """{grade_id: why that cell failed, "" if it did not}; {} if nothing was run."""
-    if isinstance(found, str):
-        return {}
-    return {grade_id(cell): found.get(i, "was not run") for i, cell in enumerate(code_cells(notebook))
-            if grade_id(cell)}
-
-
-def grade(folder: Path, out: Path, chosen: list[Path], *, jobs: int, **limits) -> list[dict]:
-    """Grade every student's folder, several notebooks at once; the table is written to `out` when all are done."""
-    students = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")) \
-        if folder.is_dir() else []
+def grade(folder: Path, out: Path, chosen: list[Path], *, jobs: int, threads: int, cell_seconds: float,
+          seconds: float) -> list[dict]:
+    """Grade every student's folder, several at once.  The table is written to `out` at the end; until then all that
+    is graded stands in a file beside it, from which an interrupted grading resumes."""
+    students = sorted(p for p in folder.iterdir() if p.is_dir() and not p.is_symlink()
+                      and not p.name.startswith(".")) if folder.is_dir() else []
     chosen = [path for path in chosen if exercises(read_notebook(path))]
     if not students or not chosen:
         raise UserError(f"{folder} holds no folder per student." if chosen else "These notebooks have no exercises.")
-    make_folder(out.parent)
-    partial = out.with_name(f".{out.name}.partial")
-    try:                                                # hours of grading must not end at the file that it goes to
-        partial.touch()
-        if out.is_dir():
-            raise IsADirectoryError(0, "it is a folder")
-    except OSError as error:
-        raise FileError(f"{out} cannot be written: {error.strerror}.") from error
+    check_writable(out)
+    if out.is_file() and not out.stat().st_size:
+        out.unlink()
+    done_file = out.with_name(f".{out.name}.part")
+    done = read_done(done_file)
+    todo, rows = [], {}
+    for teacher in chosen:                              # notebook by notebook: an examiner serves one
+        reference = read_notebook(teacher)
+        for student in students:
+            sources, why = find_hand_in(student, teacher, reference)
+            key = hashlib.sha256(json.dumps([student.name, teacher.read_text(encoding="utf-8"), sources, why]).encode()
+                                 ).hexdigest()
+            rows[key] = done.get(key)
+            if not rows[key]:
+                todo.append((key, student.name, teacher, sources, why))
+    hidden, lock, started = [folder, chosen[0].parent], threading.Lock(), time.monotonic()
+    limits = dict(hidden=hidden, cell_seconds=cell_seconds, seconds=seconds)
+    with tempfile.TemporaryDirectory(prefix="course-", ignore_cleanup_errors=True) as scratch:
+        pool = Examiners(Path(scratch), chosen[0].parent, threads)
+        for key, found in grade_all(todo, pool, jobs, limits):
+            with lock:
+                rows[key] = found
+                write_file(done_file, json.dumps({k: r for k, r in rows.items() if r}).encode())
+    table = [row for found in rows.values() for row in found]
+    table.sort(key=lambda row: (row["student"], row["notebook"], row["exercise"]))
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, table[0])
+    writer.writeheader()
+    writer.writerows(table)
+    write_file(out, text.getvalue().encode("utf-8", "replace"))
+    done_file.unlink(missing_ok=True)
+    if todo:
+        print(f"{len(todo)} notebooks, {(time.monotonic() - started) / len(todo):.1f} s each"
+              + ("" if pool.isolated else "; not isolated on this machine, see notebooks/TEACHING.md"))
+    return table
+
+
+def read_done(path: Path) -> dict[str, list[dict]]:
+    """What an interrupted grading has written: {what was graded, as a hash: its rows}."""
     try:
-        with tempfile.TemporaryDirectory(prefix="course-") as scratch:
-            course = Path(scratch, "course")
-            make_handout(course, chosen[0].parent)      # what students run in holds no answers
-            rows = _grade_all(students, chosen, course, jobs, limits)
-        with partial.open("w", newline="", encoding="utf-8", errors="replace") as file:
-            table = csv.DictWriter(file, rows[0])
-            table.writeheader()
-            table.writerows(rows)
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
-    return rows
+        done = json.loads(path.read_bytes()) if path.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise FileError(f"{path}, where an interrupted grading left its results, cannot be read: delete it.") from error
+    return done if isinstance(done, dict) else {}
 
 
-def _grade_all(students: list[Path], chosen: list[Path], course: Path, jobs: int, limits: dict) -> list[dict]:
-    with ThreadPoolExecutor(jobs) as pool:
-        tasks = [pool.submit(grade_one, student, path, course, **limits) for student in students for path in chosen]
+class Examiners:
+    """Examiners for the threads of a pool, each with a students' copy of the course (which holds no answers).
+
+    Where rooms cannot be isolated, each hand-in gets a copy and an examiner of its own.
+    """
+
+    def __init__(self, scratch: Path, notebooks: Path, threads: int) -> None:
+        self.scratch, self.notebooks, self.threads, self.isolated = scratch, notebooks, threads, True
+        self.local, self.lock, self.count = threading.local(), threading.Lock(), 0
+        self.all: list[Examiner] = []
+        make_handout(scratch / "0", notebooks)
+
+    def get(self, teacher: Path) -> Examiner:
+        """This thread's examiner for a notebook, a new one if need be."""
+        last = getattr(self.local, "examiner", None)
+        if last and self.isolated and self.local.teacher == teacher and last.process.poll() is None:
+            return last
+        if last:
+            last.end()
+        with self.lock:
+            self.count += 1
+            course, room = self.scratch / "0", self.scratch / f"room-{self.count}"
+            if not self.isolated:
+                course = self.scratch / str(self.count)
+                make_handout(course, self.notebooks)
+        imports = [cell.source for cell in code_cells(read_notebook(teacher))[:2]]
+        self.local.teacher, self.local.examiner = teacher, Examiner(course, room, imports, self.threads)
+        self.isolated &= self.local.examiner.isolated
+        self.all.append(self.local.examiner)
+        return self.local.examiner
+
+
+def grade_all(todo: list, pool: Examiners, jobs: int, limits: dict) -> Iterator[tuple[str, list[dict]]]:
+    """(key, rows) of each hand-in as it is graded; if this ends early, nothing keeps running."""
+    def work(key: str, student: str, teacher: Path, sources: list[str] | None, why: str) -> tuple[str, list[dict]]:
+        end = time.monotonic() + limits["seconds"]
+
+        def ask(request: dict) -> str:
+            left = min(limits["cell_seconds"], end - time.monotonic())
+            if left <= 0:
+                return f"stopped after {limits['seconds']:g} seconds in all"
+            return pool.get(teacher).ask(request, left, limits["hidden"])
+
+        return key, grade_one(student, teacher, sources, why, ask)
+
+    with ThreadPoolExecutor(jobs) as threads:
+        tasks = [threads.submit(work, *one) for one in todo]
         try:
             for task in tqdm(as_completed(tasks), total=len(tasks), unit="notebook", desc="grading"):
-                task.result()
-        except BaseException:                           # Ctrl-C: nothing keeps running in the background
-            pool.shutdown(wait=False, cancel_futures=True)
-            for child in psutil.Process().children():
-                end_process_tree(child.pid)
-            raise
-    return [row for task in tasks for row in task.result()]
+                yield task.result()
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
+            for examiner in pool.all:
+                examiner.end()
