@@ -124,21 +124,21 @@ def add_photographs(commands) -> None:
                     "out; one that was interrupted resumes from its last epoch.")
     parser.add_argument("--data", default="tiny-imagenet-50", metavar="DIR",
                         help="a data set's name or folder (default tiny-imagenet-50, downloaded if it is missing)")
-    parser.add_argument("--epochs", type=at_least_one, default=photographs.EPOCHS, metavar="N",
+    parser.add_argument("--epochs", type=Number(int, 1, 10**6), default=photographs.EPOCHS, metavar="N",
                         help=f"of every run (default {photographs.EPOCHS})")
-    parser.add_argument("--size", type=at_least_one, default=photographs.SIZE, metavar="PX",
+    parser.add_argument("--size", type=Number(int, 8, 4096), default=photographs.SIZE, metavar="PX",
                         help=f"side of the images (default {photographs.SIZE})")
-    parser.add_argument("--processes", type=at_least_one, default=os.cpu_count(), metavar="N",
+    parser.add_argument("--processes", type=Number(int, 1, 1024), default=os.cpu_count(), metavar="N",
                         help="runs at the same time, one thread each (default: one per core)")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda, for all processes")
-    parser.add_argument("--runs", type=Path, default=Path("runs", "photographs"), metavar="DIR",
+    parser.add_argument("--runs", type=place, default=Path("runs", "photographs"), metavar="DIR",
                         help="checkpoints (default runs/photographs)")
-    parser.add_argument("--out", type=Path, default=PHOTOGRAPHS, metavar="CSV",
+    parser.add_argument("--out", type=place, default=PHOTOGRAPHS, metavar="CSV",
                         help=f"the table (default {PHOTOGRAPHS})")
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--table", action="store_true", help="print what the table holds and train nothing")
-    instead.add_argument("--figure", type=Path, metavar="FILE", help="draw it, every seed a dot (.png, .svg)")
-    instead.add_argument("--keep", type=Path, metavar="FOLDER",
+    instead.add_argument("--figure", type=place, metavar="FILE", help="draw it, every seed a dot (.png, .svg)")
+    instead.add_argument("--keep", type=place, metavar="FOLDER",
                          help="write the trained networks of seeds 0 to 2 of SCNet and twin there, in half precision")
     parser.set_defaults(run=run_photographs)
 
@@ -175,12 +175,12 @@ def draw_photographs(args: argparse.Namespace) -> None:
         {label[kind]: {seed: bits.mean() for seed, bits in seeds.items()} for kind, seeds in right.items() if seeds},
         [(" - ".join(label[kind] for kind in one.kinds), one.differences, one.seeds, one.both) for one in found],
         {label["scnet"]: SC, label["plain"]: PLAIN})
-    args.figure.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(args.figure)
     fig.savefig(args.figure, dpi=110)
 
 
 def keep_photographs(args: argparse.Namespace, jobs: list[dict]) -> None:
-    args.keep.mkdir(parents=True, exist_ok=True)
+    make_folder(args.keep)
     for job in jobs:
         if job["kind"] in ("scnet", "plain") and job["seed"] < 3:
             state = read_checkpoint(photographs.run_folder(args.runs, job))

@@ -37,8 +37,8 @@ RESUMABLE = {                                           # what a last.pt holds; 
         "a list of rows, each with an epoch"),
     "steps": Number(int, 1, 10**12), "sums": NUMBERS, "scaler": RECORD,
     "random": Rule(lambda value: TENSORS.holds(value) and "cpu" in value, "the states of generators, by device")}
-ABOUT = {"arch": TEXT._replace(optional=True), "classes": TEXTS._replace(optional=True),
-         "arguments": RECORD._replace(optional=True)}   # what any checkpoint may hold besides
+DESCRIBED = {"arch": TEXT._replace(optional=True), "classes": TEXTS._replace(optional=True),
+             "arguments": RECORD._replace(optional=True)}   # what any checkpoint may hold besides
 
 
 class Interrupts:
@@ -217,7 +217,7 @@ def read_file(path: str | Path) -> dict:
                         ) from None
     if not isinstance(content, dict):
         raise UserError(f"{path} is no checkpoint: it holds a {type(content).__name__}.")
-    check_fields(content, {name: rule for name, rule in ABOUT.items() if name in content}, f"{path}")
+    check_fields(content, {name: rule for name, rule in DESCRIBED.items() if name in content}, f"{path}")
     return content
 
 
