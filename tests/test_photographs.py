@@ -110,7 +110,7 @@ def test_the_command_makes_the_missing_rows_and_prints_them(data, tmp_path, monk
     assert study.main(command) == 0 and read_rows(tmp_path / "t.csv") == rows
     capsys.readouterr()
     assert study.main([*command, "--table"]) == 0
-    assert "SCNet - plain twin" in capsys.readouterr().out
+    assert "SCNet − plain twin" in capsys.readouterr().out
     assert study.main([*command, "--figure", str(tmp_path / "new" / "f.png")]) == 0
     assert (tmp_path / "new" / "f.png").read_bytes().startswith(b"\x89PNG")
     monkeypatch.setattr(photographs, "in_order", lambda: [("scnet", 0), ("plain", 4)])      # seed 4 is not kept
@@ -146,18 +146,30 @@ def test_the_findable_difference_is_found_four_times_in_five():
     assert compare.findable(scatter, pairs=32) < compare.findable(scatter) / 1.9
 
 
-def test_bootstraps_know_what_was_drawn():
-    rng = np.random.default_rng(0)
-    right = rng.random((6, 2500)) < 0.5
+def test_a_bootstrap_over_pictures_knows_what_they_alone_add():
+    right = np.random.default_rng(0).random((6, 2500)) < 0.5
     _, low, high = compare.picture_interval(right[:1])
     assert (high - low) / 2 == pytest.approx(1.96 * (0.25 / 2500) ** 0.5, rel=0.08)     # of one network: binomial
-    easy = rng.random(400) < 0.5                            # all networks agree: only the pictures matter
-    same = np.tile(easy, (6, 1))
-    assert compare.both_interval(same)[1:] == pytest.approx(compare.picture_interval(same)[1:], abs=0.01)
     good = np.repeat([[True], [False]] * 3, 400, 1)         # networks differ, pictures do not
-    assert compare.picture_interval(good)[1:] == (0.5, 0.5) and np.ptp(compare.both_interval(good)[1:]) > 0.6
+    assert compare.picture_interval(good) == (0.5, 0.5, 0.5)
+    assert compare.picture_interval(right, right) == (0, 0, 0)
     with pytest.raises(ValueError, match="2500"):
-        compare.both_interval(right, same)
+        compare.picture_interval(right, good)
+
+
+def test_both_sources_together_cover_the_truth():
+    """Eight pairs on 400 pictures, both drawn anew 400 times: the interval holds the true difference 19 times in 20."""
+    rng, held = np.random.default_rng(0), 0
+    for _ in range(400):
+        pictures = rng.normal(0.02, 0.5, 400)                       # what each picture adds to the difference
+        seeds = rng.normal(0, 0.02, 8)
+        d = (pictures.mean() + seeds).tolist()
+        half = 1.96 * 0.5 / 400 ** 0.5
+        by_picture = compare.Interval(np.mean(d), np.mean(d) - half, np.mean(d) + half)
+        _, low, high = compare.both_interval(compare.t_interval(d), by_picture)
+        held += low <= 0.02 <= high
+    assert 0.93 < held / 400 < 0.99
+    assert high - low > by_picture.high - by_picture.low
 
 
 def made_up(kind, seed, right, **more):
@@ -183,7 +195,7 @@ def test_the_table_pairs_seeds_and_keeps_settings_apart(tmp_path, capsys):
     assert [i.mean for i in (one.seeds, one.pictures, one.both)] == pytest.approx([101 / 1001] * 3)
     assert study.main(["photographs", "--table", "--out", str(file)]) == 0
     out = capsys.readouterr().out
-    assert "8 epochs" in out and "9 epochs" in out and out.count("SCNet - plain twin") == 1 and "+10.09" in out
+    assert "8 epochs" in out and "9 epochs" in out and out.count("SCNet − plain twin") == 1 and "+10.09" in out
 
 
 def test_bits_come_back_as_they_were():

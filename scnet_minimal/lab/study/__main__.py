@@ -173,10 +173,10 @@ def draw_photographs(args: argparse.Namespace) -> None:
     right = photographs.right_by_kind(rows)
     fig = seeds_and_differences(
         {label[kind]: {seed: bits.mean() for seed, bits in seeds.items()} for kind, seeds in right.items() if seeds},
-        [(" - ".join(label[kind] for kind in one.kinds), one.differences, one.seeds, one.both) for one in found],
+        [(" − ".join(label[kind] for kind in one.kinds), one.differences, one.seeds, one.both) for one in found],
         {label["scnet"]: SC, label["plain"]: PLAIN})
     check_writable(args.figure)
-    fig.savefig(args.figure, dpi=110)
+    fig.savefig(args.figure)
 
 
 def keep_photographs(args: argparse.Namespace, jobs: list[dict]) -> None:

@@ -34,26 +34,28 @@ def seeds_and_differences(accuracies: dict[str, dict[int, float]], compared: lis
     accuracies: {label: {seed: share}}.  compared: (label, differences, interval for new seeds, interval for new seeds
     and pictures) of each comparison, shares too; intervals are (mean, low, high).
     """
-    fig, (left, right) = plt.subplots(1, 2, figsize=(10.4, 3.6), layout="constrained", width_ratios=(1, 1.15))
-    for row, (label, values) in enumerate(accuracies.items()):
-        points = [100 * v for v in values.values()]
-        left.plot(points, [row] * len(points), "o", ms=5, color=colours.get(label, OTHER), mec="white", mew=0.6)
-        left.plot([sum(points) / len(points)] * 2, [row - 0.28, row + 0.28], color=INK, lw=1.5)
-    first, second = list(accuracies.values())[:2]
-    for seed in first.keys() & second.keys():
-        left.plot([100 * first[seed], 100 * second[seed]], [0, 1], color=OTHER, lw=0.7, zorder=0)
-    left.set_yticks(range(len(accuracies)), accuracies)
-    left.set(title="every seed, and the mean", xlabel="top-1, %")
-    for row, (_, differences, seeds, both) in enumerate(compared):
-        right.plot([100 * v for v in both[1:]], [row] * 2, color=OTHER, lw=1.5)
-        right.plot([100 * v for v in seeds[1:]], [row] * 2, color=INK, lw=3.5)
-        right.plot([100 * d for d in differences], [row - 0.24] * len(differences), "o", ms=3.5, color=OTHER)
-        right.plot(100 * seeds[0], row, "o", ms=7, color="white", mec=INK, mew=1.5)
-    right.axvline(0, color=INK, lw=1, ls=":")
-    right.set_yticks(range(len(compared)), [label for label, *_ in compared])
-    right.set(title="difference of pairs, 95 %: new seeds (thick), new pictures too (thin)", xlabel="points")
-    for ax in (left, right):
-        ax.invert_yaxis()
+    with plt.rc_context(STYLE):
+        fig, (left, right) = plt.subplots(1, 2, figsize=(10.4, 3.6), layout="constrained", width_ratios=(1, 1.15))
+        for row, (label, values) in enumerate(accuracies.items()):
+            points = [100 * v for v in values.values()]
+            left.plot(points, [row] * len(points), "o", ms=5, color=colours.get(label, OTHER), mec="white", mew=0.6)
+            left.plot([sum(points) / len(points)] * 2, [row - 0.28, row + 0.28], color=INK, lw=1.5)
+        first, second = list(accuracies.values())[:2]
+        for seed in first.keys() & second.keys():
+            left.plot([100 * first[seed], 100 * second[seed]], [0, 1], color=OTHER, lw=0.7, zorder=0)
+        left.set_yticks(range(len(accuracies)), accuracies)
+        left.set(title="every seed, and the mean", xlabel="top-1, %")
+        for row, (_, differences, seeds, both) in enumerate(compared):
+            right.plot([100 * v for v in both[1:]], [row] * 2, color=OTHER, lw=1.5)
+            right.plot([100 * v for v in seeds[1:]], [row] * 2, color=INK, lw=3.5)
+            right.plot([100 * d for d in differences], [row - 0.24] * len(differences), "o", ms=3.5, color=OTHER)
+            right.plot(100 * seeds[0], row, "o", ms=7, color="white", mec=INK, mew=1.5)
+        right.axvline(0, color=INK, lw=1, ls=":")
+        right.set_yticks(range(len(compared)), [label for label, *_ in compared])
+        right.set(title="differences of pairs, and 95 %",
+                  xlabel="points; thick: new seeds; thin: pictures too")
+        for ax in (left, right):
+            ax.invert_yaxis()
     return fig
 
 

@@ -188,8 +188,8 @@ def comparisons(rows: Sequence[dict]) -> list[Comparison]:
         if len(seeds) > 1:
             first, second = (np.stack([right[kind][seed] for seed in seeds]) for kind in kinds)
             d = (first.mean(1) - second.mean(1)).tolist()
-            found.append(Comparison(kinds, d, t_interval(d), picture_interval(first, second),
-                                    both_interval(first, second), findable(d)))
+            by_seed, by_picture = t_interval(d), picture_interval(first, second)
+            found.append(Comparison(kinds, d, by_seed, by_picture, both_interval(by_seed, by_picture), findable(d)))
     return found
 
 
@@ -200,16 +200,16 @@ def photographs_table(rows: Sequence[dict]) -> str:
         here = [row for row in rows if tuple(row[name] for name in ABOUT) == where]
         epochs, size, classes, train, val = where
         lines += ["", f"{classes} classes, {train} + {val} photographs of {size} px, {epochs} epochs; top-1 in %", "",
-                  f"{'':24} {'n':>2}  parameters   mean    min    max  top-5   loss"]
+                  f"{'':26} {'n':>2}  parameters   mean    min    max  top-5   loss"]
         for kind, (label, *_) in KINDS.items():
             if own := [row for row in here if row["kind"] == kind]:
                 one, five, loss = (np.array([float(row[name]) for row in own]) for name in ("top1", "top5", "val_loss"))
                 values = "  ".join(f"{100 * v:5.2f}" for v in (one.mean(), one.min(), one.max(), five.mean()))
-                lines.append(f"{label:24} {len(own):2}  {int(own[0]['parameters']):10,}  {values}  {loss.mean():.3f}")
+                lines.append(f"{label:26} {len(own):2}  {int(own[0]['parameters']):10,}  {values}  {loss.mean():.3f}")
         lines += ["", f"{'differences, in points':42} {'n':>2}   mean  {'new seeds':>14}  {'new pictures':>14}  "
                       f"{'both':>14}  findable"]
         for one in comparisons(here):
-            name = " - ".join(KINDS[kind][0] for kind in one.kinds)
+            name = " − ".join(KINDS[kind][0] for kind in one.kinds)
             spans = "  ".join(f"{100 * low:+5.2f} to {100 * high:+5.2f}"
                               for _, low, high in (one.seeds, one.pictures, one.both))
             lines.append(f"{name:42} {len(one.differences):2}  {100 * one.seeds.mean:+5.2f}  {spans}  "
