@@ -138,7 +138,7 @@ def test_the_estimate_of_a_tail_is_right_for_an_exponential_one_and_high_for_a_n
 @pytest.mark.parametrize("arguments, fact", [
     (["dots", "--seeds", "0"], "not 0"), (["dots", "--seeds", "-3"], "--seeds"), (["dots", "--jobs", "x"], "not x"),
     (["dots", "--blocks", "no"], "sc4_sum"), (["dots", "--isa", "neon"], "avx2"), ([], "STUDY"),
-    (["toynette"], "--out")])
+    (["toynette"], "--out"), (["photographs", "--device", "tpu"], "cuda")])
 def test_what_cannot_be_is_said_with_exit_code_2(arguments, fact, capsys):
     assert study.main(arguments) == 2
     error = capsys.readouterr().err

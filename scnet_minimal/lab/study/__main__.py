@@ -13,7 +13,6 @@ from ..checks import Number, check_writable, make_folder, place
 from ..command_line import Parser, exit_code, run_command
 from ..data.download import locate
 from ..data.toynette import write_toynette
-from ..device import resolve_device
 from ..errors import UserError
 from ..train.checkpoint import read_checkpoint, write_torch
 from . import dots, explore, photographs
@@ -130,7 +129,7 @@ def add_photographs(commands) -> None:
                         help=f"side of the images (default {photographs.SIZE})")
     parser.add_argument("--processes", type=Number(int, 1, 1024), default=os.cpu_count(), metavar="N",
                         help="runs at the same time, one thread each (default: one per core)")
-    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda, for all processes")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="for all processes (default cpu)")
     parser.add_argument("--runs", type=place, default=Path("runs", "photographs"), metavar="DIR",
                         help="checkpoints (default runs/photographs)")
     parser.add_argument("--out", type=place, default=PHOTOGRAPHS, metavar="CSV",
@@ -151,8 +150,10 @@ def run_photographs(args: argparse.Namespace) -> None:
         draw_photographs(args)
         return
     where = setting("native", 1)
-    if args.device != "cpu":
-        where["processor"] = torch.cuda.get_device_name(resolve_device(args.device))
+    if args.device == "cuda":
+        if not torch.cuda.is_available():
+            raise UserError("--device cuda: there is no GPU that CUDA can use. Leave the flag out.")
+        where["processor"] = torch.cuda.get_device_name()
     jobs = [{"kind": kind, "seed": seed, "epochs": args.epochs, "size": args.size, **where}
             for kind, seed in photographs.in_order()]
     if args.keep:
