@@ -3,9 +3,9 @@
     Han, Wang, Tian, Guo, Xu, Xu: "GhostNet: More Features from Cheap Operations", CVPR 2020
     https://arxiv.org/abs/1911.11907
 
-    y' = norm(x * f)                                m = ceil(n / s) primary maps by an ordinary convolution f
-    y_ij = norm(y'_i * g_ij)                        s - 1 ghosts of each by a d x d convolution of that one map alone
-    y = the first n of [y', ghosts]
+    p = relu(norm(x * f))                           m = ceil(n / s) primary maps by an ordinary convolution f
+    g_ij = relu(norm(p_i * h_ij))                   s - 1 ghosts of each by a k' x k' convolution of that one map alone
+    y = the first n of [p, g]
 """
 import math
 
@@ -20,7 +20,7 @@ class GhostModule(nn.Module):
         inp, oup: channels in and out (c and n).
         kernel_size: k of the primary convolution.
         ratio: s, how many maps each primary map yields, itself included; 1 is an ordinary convolution.
-        dw_size: d of the cheap operation, a depthwise convolution.
+        dw_size: k' of the cheap operation, a depthwise convolution.
         stride: of the primary convolution.
         relu: whether both parts end with a ReLU.
 
