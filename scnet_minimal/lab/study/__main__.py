@@ -125,8 +125,8 @@ def add_photographs(commands) -> None:
                         help="a data set's name or folder (default tiny-imagenet-50, downloaded if it is missing)")
     parser.add_argument("--epochs", type=Number(int, 1, 10**6), default=photographs.EPOCHS, metavar="N",
                         help=f"of every run (default {photographs.EPOCHS})")
-    parser.add_argument("--size", type=Number(int, 8, 4096), default=photographs.SIZE, metavar="PX",
-                        help=f"side of the images (default {photographs.SIZE})")
+    parser.add_argument("--size", type=Number(int, 8, 4096), default=photographs.PIXELS, metavar="PX",
+                        help=f"side of the images (default {photographs.PIXELS})")
     parser.add_argument("--processes", type=Number(int, 1, 1024), default=os.cpu_count(), metavar="N",
                         help="runs at the same time, one thread each (default: one per core)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="for all processes (default cpu)")
