@@ -114,6 +114,23 @@ def test_windows_are_as_counted(name):
         assert (max(side), min(near), max(far)) == (block.window, block.near, block.far)
 
 
+@pytest.mark.parametrize("name", ["dilated3", "sc2"])
+def test_the_last_glimpse_of_a_partner_is_a_pixel_beyond_the_reach(name):
+    """Turn a partner's colour: at which of a dot's pixels does the network's answer change?"""
+    torch.manual_seed(0)
+    block, rng = dots.BLOCKS[name], np.random.default_rng(0)
+    net, share = dots.network(block.make()).double().eval(), {}
+    for d in range(block.near, block.far + 3):
+        corner = dots.place_dots(np.full(50, d), rng)[:, 0]                        # (50, two dots, row and column)
+        x, dot = torch.zeros(2, 50, 3, 24, 24, dtype=torch.float64), torch.zeros(50, 24, 24, dtype=torch.bool)
+        for n, ((row, column), (there, across)) in enumerate(corner):
+            dot[n, row:row + 2, column:column + 2] = x[:, n, 0, row:row + 2, column:column + 2] = 1
+            for colour in (0, 2):
+                x[colour // 2, n, colour, there:there + 2, across:across + 2] = 1
+        share[d] = (net(x[0]) != net(x[1])).any(1)[dot].double().mean()
+    assert share[block.near] == 1 > share[block.far + 1] > 0 == share[block.far + 2]
+
+
 def test_the_variant_with_nothing_changed_is_scconv():
     torch.manual_seed(0)
     block, variant, x = SCConv(16), dots.Variant(), torch.randn(2, 16, 24, 24)

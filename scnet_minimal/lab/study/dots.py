@@ -173,8 +173,9 @@ def ghost(dilation: int = 1, *, alone: bool = True) -> GhostModule:
 
 class Block(NamedTuple):
     """window: its side in px, without the stem; where pooling makes it depend on the pixel, the largest.
-    near: up to this distance every pixel of a dot sees its whole surroundings, stem included; far: none sees beyond.
-    None means the whole map.
+    near, far: in px, stem included: every pixel sees all that lies up to `near` from it, and none sees beyond `far`.
+    So all of a dot's pixels see a partner up to the distance near, and the last glimpse is at far + 1: dots are 2 px
+    wide, so pixels that face each other are a pixel closer than their dots.  None means the whole map.
     """
 
     label: str
