@@ -1,11 +1,12 @@
-"""Random mistakes at every entrance: python tests/fuzz.py MINUTES [SEED].  Not part of the suite.
+"""Random mistakes at every entrance: python tests/fuzz.py MINUTES [SEED [ENTRANCE]].  Not part of the suite.
 
 Takes what is right (a command line, a COCO file, parquet tables, a folder of images, a checkpoint, a weights file, a
 notebook, an output path), spoils it at random, and runs the command on it in a fork of this process, which has torch
 loaded already.  Fine is exit code 0, or code 2 with a message of one or two lines; anything else (a traceback, a
-signal, more than LIMIT seconds) is printed with its seed, and python tests/fuzz.py SEED: repeats that one try.
+signal, more than LIMIT seconds) is printed with its seed, and python tests/fuzz.py SEED: [ENTRANCE] repeats that try.
 """
 # ruff: noqa: E402, E701
+import contextlib
 import io
 import json
 import os
@@ -31,6 +32,7 @@ from coco_folder import write_coco_folder
 from PIL import Image
 
 from scnet_minimal.lab import benchmark, coursework, detection, train_imagenet, walkthrough
+from scnet_minimal.lab.command_line import exit_at_once_on_signals
 from scnet_minimal.lab.study import __main__ as study
 from scnet_minimal.lab.train import checkpoint
 
@@ -224,7 +226,7 @@ def images(root, rng):
         folders = sorted(p for p in (root / "images").rglob("*") if p.is_dir())
         match rng.randrange(4):
             case 0: shutil.rmtree(rng.choice([f for f in folders if not f.is_symlink()]))
-            case 1: (rng.choice(folders) / f"link{rng.randrange(9)}.png").symlink_to(rng.choice(folders))
+            case 1: (rng.choice(folders) / f"link{rng.randrange(10**6)}.png").symlink_to(rng.choice(folders))
             case 2: os.mkfifo(rng.choice(folders) / f"x{rng.randrange(10**6)}.jpg")
             case _: spoil_file(rng.choice(files), rng)
         if not any(p.is_file() for p in (root / "images").rglob("*")):
@@ -282,16 +284,23 @@ def places(root, rng):
     return command, [*argv, str(place)]
 
 
-ENTRANCES = [train_flags, detect_flags, bench_flags, study_flags, environment, coco, parquet, images, checkpoints,
-             weights, notebooks, places]
+def stops(root, rng):
+    """Ctrl-C and SIGTERM, any number at any interval: see interrupt()."""
+    command, argv = rng.choice([(train_imagenet, TRAIN(root)), (detection, DETECT(root))])
+    exit_at_once_on_signals()
+    return command, [*argv, "--output", str(root / "new"), "--epochs", "40", "-j", rng.choice(["0", "1"])]
+
+
+ENTRANCES = [stops, train_flags, detect_flags, bench_flags, study_flags, environment, coco, parquet, images,
+             checkpoints, weights, notebooks, places]
 
 
 # --- the tries --------------------------------------------------------------------------------------------------------
 
-def attempt(valid: Path, seed: int) -> tuple[str, str]:
+def attempt(valid: Path, seed: int, only: str = "") -> tuple[str, str]:
     """(entrance, "" or what went wrong)."""
     rng = random.Random(seed)
-    entrance = rng.choice(ENTRANCES)
+    entrance = rng.choice([one for one in ENTRANCES if one.__name__ == only] or ENTRANCES)
     with tempfile.TemporaryDirectory(prefix="fuzz-", ignore_cleanup_errors=True) as folder:
         root, log = Path(folder, "x"), Path(folder, "log")
         shutil.copytree(valid, root)
@@ -316,13 +325,31 @@ def attempt(valid: Path, seed: int) -> tuple[str, str]:
                 traceback.print_exc()
             finally:
                 os._exit(code)
+        if entrance is stops:
+            interrupt(pid, log, rng)
         code, lasted = wait_for(pid)
         said = log.read_text(errors="replace") if log.exists() else ""
+        whole = not (root / "new" / "last.pt").exists() or bool(checkpoint.read_checkpoint(root / "new"))
     error = said[said.find("\nerror: ") + 1:] if "\nerror: " in said else ""
     fine = code == 0 or code == 2 and error and error.strip().count("\n") <= 2 and len(error) < 1500
+    if entrance is stops:
+        fine = code == 130 and whole
     if fine and "Traceback" not in said:
         return entrance.__name__, ""
     return entrance.__name__, f"exit {code} after {lasted:.0f} s\n{said[:300]}\n...\n{said[-1500:]}"
+
+
+def interrupt(pid: int, log: Path, rng: random.Random) -> None:
+    """Once it trains: one to five signals, to the process or to all of its session as a terminal does."""
+    end = time.monotonic() + LIMIT / 2
+    while not (log.exists() and " -> " in log.read_text(errors="replace")) and time.monotonic() < end:
+        time.sleep(0.01)
+    time.sleep(rng.choice([0, 0.01, 0.3, 2]) * rng.random())
+    for _ in range(rng.choice([1, 2, 2, 2, 3, 5])):
+        with contextlib.suppress(ProcessLookupError):
+            send, number = rng.choice([(os.kill, signal.SIGINT), (os.killpg, signal.SIGINT), (os.kill, signal.SIGTERM)])
+            send(pid, number)
+        time.sleep(rng.choice([0, 0.001, 0.02, 0.5]) * rng.random())
 
 
 def wait_for(pid: int) -> tuple[int, float]:
@@ -346,12 +373,12 @@ def main(argv: list[str]) -> int:
             os._exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
         if argv[0].endswith(":"):
-            print(attempt(Path(folder, "valid"), int(argv[0][:-1])))
+            print(*attempt(Path(folder, "valid"), int(argv[0][:-1]), "".join(argv[1:])))
             return 0
         end, seed = time.monotonic() + 60 * float(argv[0]), int(argv[1]) if len(argv) > 1 else time.time_ns() % 10**9
         tried, wrong, first = Counter(), Counter(), seed
         while time.monotonic() < end:
-            entrance, trouble = attempt(Path(folder, "valid"), seed)
+            entrance, trouble = attempt(Path(folder, "valid"), seed, "".join(argv[2:]))
             tried[entrance] += 1
             if trouble:
                 wrong[entrance] += 1

@@ -197,7 +197,9 @@ REQUEST = {"cells": [ANSWER], "wanted": ["add"], "check": CHECK + "\nprint('adde
 def test_answers_are_linked_with_what_they_use_and_with_nothing_else():
     cells = ["import os\nos.abort()", "%matplotlib inline\nlimit = 3", "def helper(x):\n    return old(x)", "def f(:",
              "def add(a): return 0", "def helper(x):\n    return min(x, limit)", "raise SystemExit",
-             "def add(a, b):\n    return helper(a) + b", "print(add(1, 2))"]
+             "a = old = total",
+             "def add(a, b):\n    total = helper(a) + b\n    return total", "print(add(1, 2))",
+             "def helper(x): return 9"]
     tree = linked(cells, {"add"})
     assert [top_level_names(node) for node in tree.body] == [["limit"], ["helper"], ["add"]]
     exec(compile(tree, "x", "exec"), space := {})

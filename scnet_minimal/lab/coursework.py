@@ -1,4 +1,4 @@
-"""The notebooks in class: copies for students, grading by nbval, badges.
+"""The notebooks in class: copies for students, grading, badges.
 
     python -m scnet_minimal.lab.coursework make OUT                             the students' copy: no answers
     python -m scnet_minimal.lab.coursework grade FOLDER --out grades.csv        a table of points for what came back
@@ -33,18 +33,18 @@ def parser() -> Parser:
     one.add_argument("out", type=place, metavar="OUT", help="a new folder")
 
     one = commands.add_parser("grade", formatter_class=raw, help="points for what was handed in", description=(
-        "Run every student's notebooks under nbval, with your checks in place of theirs, and write a table.\n\n"
+        "Run your checks on every student's answers, and write a table. The same line resumes an interrupted run.\n\n"
         "    handed-in/ada/03_self_calibrated_convolution.ipynb\n"
         "    handed-in/bob/notebooks/03_self_calibrated_convolution.ipynb\n\n"
         f"    {COMMAND} grade handed-in --only 03 --out grades.csv --jobs 4\n\n"
-        "Each notebook runs in a copy of the course and a process of its own. That guards against accidents, not\n"
-        "against malice: students' programs run with your rights. Grade in a container or a separate account."))
+        "Each check runs in a process of its own, on Linux without access to files, network or other hand-ins.\n"
+        "What that does not prevent is in notebooks/TEACHING.md."))
     one.add_argument("folder", type=place, metavar="FOLDER", help="holds one folder per student, named after them")
     one.add_argument("--out", type=place, default=Path("grades.csv"), help="the table (%(default)s)")
     one.add_argument("--only", nargs="+", default=[], metavar="NUMBER", help="notebooks to grade, as in 01 03 (all)")
     one.add_argument("--jobs", type=Number(int, 1, 1024), default=max(1, cores // 2), help="at once (%(default)s)")
     one.add_argument("--cell-seconds", type=Number(float, 1, 10**7), default=300,
-                     help="time limit of a cell (%(default)s)")
+                     help="time limit of an exercise (%(default)s)")
     one.add_argument("--seconds", type=Number(float, 1, 10**7), default=1800,
                      help="time limit of a notebook (%(default)s)")
     one.add_argument("--notebooks", type=place, default=NOTEBOOKS, help="yours, with the answers (the repository's)")

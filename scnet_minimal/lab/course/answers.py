@@ -7,6 +7,7 @@ So nothing else in the notebook can change what a check finds.  That is no proof
 """
 import ast
 import re
+import symtable
 
 from IPython.core.inputtransformer2 import TransformerManager
 
@@ -44,31 +45,45 @@ def answer_names(source: str) -> set[str]:
     return {node.name for node in ast.parse(source).body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
 
 
+def needed_names(node: ast.stmt) -> set[str]:
+    """The names that a statement looks up outside of itself; a function's parameters and variables are its own."""
+    names, tables = set(), [symtable.symtable(ast.unparse(node), "<cell>", "exec")]
+    for table in tables:
+        tables += table.get_children()
+        names |= {symbol.get_name() for symbol in table.get_symbols()
+                  if symbol.is_referenced() and (table.get_type() == "module" or symbol.is_global())}
+    return names
+
+
 def linked(sources: list[str], wanted: set[str]) -> ast.Module:
-    """The definitions of these names in the cells of a notebook, the last of each, and of all that they use.
+    """The definitions of these names in the cells of a notebook, the last of each, and of all that they use, as it was
+    defined when the notebook came to that cell.
 
     UserError if one is not there, or its cell is no Python.
     """
-    defined, broken = {}, []
-    for source in sources:
+    defined: dict[str, list[tuple[int, int, ast.stmt]]] = {}            # name: cell, place in it, statement
+    broken = []
+    for i, source in enumerate(sources):
         try:
             tree = ast.parse(TransformerManager().transform_cell(source))       # IPython's %magics and !commands
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             broken.append((source, f"{type(error).__name__}: {str(error)[:200]}"))
             continue
-        for node in tree.body:
-            defined |= dict.fromkeys(top_level_names(node), node)
+        for j, node in enumerate(tree.body):
+            for name in top_level_names(node):
+                defined.setdefault(name, []).append((i, j, node))
     for name in sorted(wanted - defined.keys()):
         why = next((f": {error}" for source, error in broken if re.search(rf"(def|class)\s+{name}\b", source)), "")
         raise UserError(f"{name!r} is not defined{why}")
+    here = max(defined[name][-1][0] for name in wanted)
     todo, needed = list(wanted), {}
     while todo:
-        node = defined.get(todo.pop())
-        if node is not None and id(node) not in needed:
-            needed[id(node)] = node
-            todo += [n.id for n in ast.walk(node) if isinstance(n, ast.Name)]
-    order = {id(node): i for i, node in enumerate(defined.values())}
-    return ast.Module(sorted(needed.values(), key=lambda node: order[id(node)]), [])
+        found = defined.get(name := todo.pop(), [])
+        before = [one for one in found if one[0] <= here]
+        if found and (one := (found if name in wanted or not before else before)[-1])[:2] not in needed:
+            needed[one[:2]] = one[2]
+            todo += needed_names(one[2])
+    return ast.Module([needed[place] for place in sorted(needed)], [])
 
 
 def check_allowed(tree: ast.Module, imported: set[str]) -> None:

@@ -43,8 +43,8 @@ def examine(request: dict, imports: dict) -> str:
     try:
         tree = linked(request["cells"], set(request["wanted"]))
         check_allowed(tree, set(imports) | {"torch"})
-    except UserError as error:
-        return str(error)
+    except (UserError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        return describe(error)
     intact = guard(imports)
     try:
         own = dict(imports) | {"__name__": "__main__"}

@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -133,6 +134,8 @@ def grade(folder: Path, out: Path, chosen: list[Path], *, jobs: int, threads: in
           seconds: float) -> list[dict]:
     """Grade every student's folder, several at once.  The table is written to `out` at the end; until then all that
     is graded stands in a file beside it, from which an interrupted grading resumes."""
+    if not hasattr(os, "fork"):
+        raise UserError("Grading needs Linux or macOS; on Windows, run it in WSL.")
     students = sorted(p for p in folder.iterdir() if p.is_dir() and not p.is_symlink()
                       and not p.name.startswith(".")) if folder.is_dir() else []
     chosen = [path for path in chosen if exercises(read_notebook(path))]
@@ -193,7 +196,7 @@ class Examiners:
     def __init__(self, scratch: Path, notebooks: Path, threads: int) -> None:
         self.scratch, self.notebooks, self.threads, self.isolated = scratch, notebooks, threads, True
         self.local, self.lock, self.count = threading.local(), threading.Lock(), 0
-        self.all: list[Examiner] = []
+        self.all, self.closed = [], False
         make_handout(scratch / "0", notebooks)
 
     def get(self, teacher: Path) -> Examiner:
@@ -204,6 +207,8 @@ class Examiners:
         if last:
             last.end()
         with self.lock:
+            if self.closed:
+                raise UserError("interrupted")
             self.count += 1
             course, room = self.scratch / "0", self.scratch / f"room-{self.count}"
             if not self.isolated:
@@ -214,6 +219,17 @@ class Examiners:
         self.isolated &= self.local.examiner.isolated
         self.all.append(self.local.examiner)
         return self.local.examiner
+
+    def close(self) -> None:
+        """End all, in peace from further Ctrl-C."""
+        main = threading.current_thread() is threading.main_thread()
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None
+        with self.lock:
+            self.closed = True
+        for examiner in self.all:
+            examiner.end()
+        if main:
+            signal.signal(signal.SIGINT, before)
 
 
 def grade_all(todo: list, pool: Examiners, jobs: int, limits: dict) -> Iterator[tuple[str, list[dict]]]:
@@ -236,5 +252,4 @@ def grade_all(todo: list, pool: Examiners, jobs: int, limits: dict) -> Iterator[
                 yield task.result()
         finally:
             threads.shutdown(wait=False, cancel_futures=True)
-            for examiner in pool.all:
-                examiner.end()
+            pool.close()

@@ -143,8 +143,14 @@ class Trainer:
     def _train_step(self, batch: Any) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = self._lr_at(self.step)
-        with self.precision:
-            loss, n, more = self.task.loss(self.parallel, batch)
+        try:
+            with self.precision:
+                loss, n, more = self.task.loss(self.parallel, batch)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):       # torch's words
+                raise
+            raise UserError("Batch norm cannot learn from one image whose last map is 1 x 1: take larger batches or "
+                            "larger images.") from error
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
