@@ -1,7 +1,11 @@
 """Runs before torch is imported; and the little data set that several files train on."""
 import os
+import sys
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")    # idle CPU threads sleep: tests of two suites can share a machine
+# These tests compare with the CPU's numbers, to the bit: whatever GPU there is, they and what they start do not see it.
+if not any("test_gpu" in word for word in sys.argv):   # python -m pytest tests/test_gpu.py is the command that does
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import pytest
 from PIL import Image
@@ -20,3 +24,13 @@ def squares():
                     Image.new("RGB", (side, side), tuple(colour)).save(root / split / name / f"{i:02}.png")
         return root
     return draw
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_mps():
+    """Nor do tests see Apple's GPU."""
+    import torch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.backends.mps, "is_available", lambda: False)
+        yield

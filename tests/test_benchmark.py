@@ -84,7 +84,9 @@ def test_what_this_machine_cannot_do_has_a_reason(monkeypatch):
     monkeypatch.setattr(treatments.shutil, "which", lambda name: None)
     assert "C++ compiler" in treatments.missing("compiled", "cpu")
     assert "CUDA" in treatments.missing("CUDA graph", "cpu")
-    assert treatments.missing("compiled", "cuda:1") == treatments.missing("fused", "cpu") == ""
+    assert "GPU" in treatments.missing("float16", "cpu")
+    assert treatments.missing("float16", "cuda:1") == treatments.missing("compiled", "cuda:1") == ""
+    assert treatments.missing("fused", "cpu") == ""
     monkeypatch.setattr(treatments, "has_bfloat16", lambda device: False)
     assert "bfloat16" in treatments.missing("bfloat16", "cpu")
 
@@ -143,6 +145,29 @@ def test_wrong_flags_end_with_exit_code_2_and_name_what_is_wrong(flags, fact, ca
         code = end.code
     out, error = capsys.readouterr()
     assert code == 2 and fact in error.splitlines()[-1] and out == ""
+
+
+@pytest.mark.slow
+def test_loaders_are_timed_by_the_number_of_workers(squares, tmp_path, capsys, monkeypatch):
+    folder, file = squares(tmp_path / "squares", 40), tmp_path / "loaders.json"
+    monkeypatch.setattr("scnet_minimal.lab.study.loaders.cores", lambda: 1)
+    threads = torch.get_num_threads()
+    try:
+        assert benchmark.main(["--device", "cpu", "--loader", str(folder), "--size", "16", "--batch", "8", "--rounds",
+                               "2", "--json", str(file)]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    said, found = capsys.readouterr().out, json.loads(file.read_text())
+    assert "48 images" in said and "40 x 40 px" in said and "batches of 8 crops of 16 px" in said
+    assert [row["workers"] for row in found["rows"]] == [0, 1]
+    for row in found["rows"]:
+        assert len(row["images_per_s"]) == len(row["torchvisions"]) == 2 and row["ratio"] > 0
+
+
+def test_a_folder_without_image_files_cannot_be_timed(tmp_path, capsys):
+    (tmp_path / "x.jpg").write_bytes(b"")
+    assert benchmark.main(["--device", "cpu", "--loader", str(tmp_path)]) == 2
+    assert "train/" in capsys.readouterr().err
 
 
 def test_a_network_that_needs_larger_images_is_left_out_and_the_others_timed(capsys):

@@ -29,13 +29,16 @@ def test_a_gpu_without_kernels_is_passed_over_with_the_reason(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.setattr(torch, "ones", fail_on_cuda)
-    with pytest.warns(UserWarning, match="no kernel image is available"):
+    with pytest.warns(UserWarning, match="no kernel image is available.*older CUDA version"):
         assert room.best_device().type == "cpu"
 
 
 def test_each_of_several_processes_has_a_device_and_a_gpu_that_is_not_there_is_an_error(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert room.process_device(None, local_rank=1).type == "cpu"
+    assert room.process_device(None, local_rank=1, backend="gloo").type == "cpu"
+    for backend in (None, "nccl"):                  # eight slow processes in place of eight GPUs have to be asked for
+        with pytest.raises(UserError, match="--dist-backend gloo"):
+            room.process_device(None, local_rank=1, backend=backend)
     count = torch.cuda.device_count()
     for number in (-1, count):
         with pytest.raises(UserError, match=f"{number}.* {count} "):
@@ -48,6 +51,21 @@ def test_half_precision_on_a_cpu_only_when_asked_for():
     assert room.amp_dtype(cpu, True) == torch.bfloat16
     with room.autocast(cpu, True):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
+
+
+def test_half_precision_on_cuda_is_bfloat16_where_the_card_has_it(monkeypatch):
+    cuda = torch.device("cuda", 0)
+    for has, dtype in ((True, torch.bfloat16), (False, torch.float16)):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has=has: has)
+        assert room.amp_dtype(cuda) == room.amp_dtype(cuda, True) == dtype and room.amp_dtype(cuda, False) is None
+
+
+def test_waiting_for_a_gpu_is_waiting_for_that_one(monkeypatch):
+    waited = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    for device in (torch.device("cuda", 1), torch.device("cpu")):
+        room.synchronize(device)
+    assert waited == [torch.device("cuda", 1)]
 
 
 def test_the_description_of_the_machine_names_the_version_of_torch():

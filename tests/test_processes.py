@@ -1,4 +1,4 @@
-"""Two processes on a CPU take the steps of one, count what one counts, stop together, and resume where they stopped."""
+"""Processes on a CPU take the steps of one, count what one counts, stop together, and resume where they stopped."""
 import os
 import re
 import shlex
@@ -18,7 +18,8 @@ from torch import nn
 from scnet_minimal import SCNet
 from scnet_minimal.lab import train_imagenet as command
 from scnet_minimal.lab.data import load_data
-from scnet_minimal.lab.train import Trainer, classify, evaluate, fit, processes
+from scnet_minimal.lab.errors import UserError
+from scnet_minimal.lab.train import Trainer, checkpoint, classify, evaluate, fit, processes
 from scnet_minimal.lab.train.checkpoint import Keeper, read_checkpoint
 from scnet_minimal.lab.train.processes import Place
 from scnet_minimal.lab.zoo import create_model
@@ -58,26 +59,69 @@ def one_run(folder, epochs, shard=(0, 1), memory_limit=2**30, norm=group_norm, *
 
 # --- what each of two processes does ------------------------------------------------------------------------------
 
-def stopped_and_resumed(folder, path, shard, where):
-    """A run of two epochs that is interrupted in one process alone after 4 steps, or in both while they evaluate."""
+# Where a run of two epochs of three steps is stopped, and where it must resume: in a step of one process alone or of
+# all, while they evaluate, and by an error while they evaluate, which is what those see who wait for a lost one.
+POINTS = [("step", 0, (0, 1)), ("step", 1, (0, 2)), ("step", 2, (0, 3)), ("step", 3, (1, 1)), ("step", 4, (1, 2)),
+          ("step", 5, (1, 3)), ("steps", 3, (1, 1)), ("evaluation", 0, (0, 3)), ("evaluation", 1, (1, 3)),
+          ("error", 0, (0, 3))]
+
+
+class LostError(RuntimeError):
+    """Stands for gloo's, when another process has gone."""
+
+
+def stopped_and_resumed(folder, path, shard, where, number):
+    """Where the checkpoint of a run stands that is stopped at a point, and what the resumed run finds."""
+    path.mkdir(exist_ok=True)
     run = partial(one_run, folder, 2, shard, norm=nn.BatchNorm2d, keeper=Keeper(path, {"arch": "small"}))
-    step, count = Trainer._train_step, iter(range(100))
+    step, whole, count = Trainer._train_step, classify.evaluate, iter(range(100))
 
     def interrupted_step(self, batch):
-        if next(count) == 3 and shard[0] == 1:
-            signal.raise_signal(signal.SIGINT)
+        if next(count) == number and where in ("steps", ["step", ""][shard[0] != number % shard[1]]):
+            signal.raise_signal(signal.SIGTERM if where == "steps" else signal.SIGINT)
         step(self, batch)
 
+    def interrupted_evaluation(*args, **kwargs):
+        if next(count) == number:
+            if where == "error":
+                raise LostError
+            signal.raise_signal(signal.SIGINT)
+        return whole(*args, **kwargs)
+
     with pytest.MonkeyPatch.context() as patch:
-        if where == "mid-epoch":
+        if where.startswith("step"):
             patch.setattr(Trainer, "_train_step", interrupted_step)
         else:
-            patch.setattr(classify, "evaluate", lambda *_, **__: signal.raise_signal(signal.SIGINT))
-        with pytest.raises(KeyboardInterrupt):
+            patch.setattr(classify, "evaluate", interrupted_evaluation)
+        with pytest.raises(LostError if where == "error" else KeyboardInterrupt):
             run()
     processes.wait()
     state = read_checkpoint(path)
     return (state["epoch"], state["step"]), run(resume=state)
+
+
+def many_stops(rank, world, port, folder, path):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", world_size=world, rank=rank)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "history_png", lambda history, score: b"")
+        found = [one_run(folder, 2, (rank, world), norm=nn.BatchNorm2d)]
+        found += [stopped_and_resumed(folder, path / str(i), (rank, world), where, number)
+                  for i, (where, number, _) in enumerate(POINTS)]
+    torch.save(found, path / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [2, 4])
+def test_processes_stop_together_at_any_point_and_resume_to_the_bits_of_an_uninterrupted_run(folder, tmp_path, world):
+    torch.multiprocessing.spawn(many_stops, (world, free_port(), folder, tmp_path), nprocs=world)
+    for rank in range(world):
+        (straight, straight_history, _), *stops = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for (*point, position), (stopped_at, (weights, history, _)) in zip(POINTS, stops, strict=True):
+            assert stopped_at == position, point
+            assert all(torch.equal(weights[name], straight[name]) for name in straight | weights), point
+            assert history == [pytest.approx(row, rel=1e-6) for row in straight_history], point
 
 
 def failure(make):
@@ -115,8 +159,6 @@ def two_processes(rank, port, folder, path):
     torch.save({
         "in memory": one_run(folder, 1, shard),
         "streamed": one_run(folder, 2, shard, memory_limit=0),
-        "straight": one_run(folder, 2, shard, norm=nn.BatchNorm2d),
-        **{where: stopped_and_resumed(folder, path / where, shard, where) for where in ("mid-epoch", "mid-evaluation")},
         "fetched": fetched_in_turn(folder, path, place),
         "first": processes.from_first(lambda: 7 + rank),
         "gathered": processes.gather(7 + rank),
@@ -130,8 +172,6 @@ def two_processes(rank, port, folder, path):
 def together(folder, tmp_path_factory):
     """What each of two processes found."""
     path = tmp_path_factory.mktemp("found")
-    for where in ("mid-epoch", "mid-evaluation"):
-        (path / where).mkdir()
     torch.multiprocessing.spawn(two_processes, (free_port(), folder, path), nprocs=2)
     return [torch.load(path / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
@@ -147,17 +187,6 @@ def test_two_processes_take_the_steps_of_one(folder, together, way, epochs, memo
             assert theirs[2] == pytest.approx(row[2], rel=1e-4) and theirs[3] == row[3]     # train_loss, train_top1
         assert evaluation["top1"] * 17 == pytest.approx(alone["top1"] * 17, abs=1e-9)       # to the image
         assert evaluation["loss"] == pytest.approx(alone["loss"], rel=1e-4)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("where, position", [("mid-epoch", (1, 1)), ("mid-evaluation", (0, 3))])
-def test_processes_stop_together_and_resume_to_the_bits_of_an_uninterrupted_run(together, where, position):
-    for found in together:
-        stopped_at, (weights, history, _) = found[where]
-        assert stopped_at == position
-        straight, straight_history, _ = found["straight"]
-        assert weights.keys() == straight.keys() and all(torch.equal(weights[name], straight[name]) for name in weights)
-        assert history == [pytest.approx(row, rel=1e-6) for row in straight_history]
 
 
 @pytest.mark.slow
@@ -178,6 +207,12 @@ def test_alone_nothing_needs_a_group():
     assert processes.data_parallel(model, torch.device("cpu")) is model
     assert processes.all_sum(torch.ones(2)).tolist() == [1, 1] and processes.from_first(lambda: 3) == 3
     assert processes.gather(3) == [3] and processes.first_on_machine(lambda: 3, Place()) == 3
+
+
+def test_several_processes_share_the_norms_of_gpus_alone():
+    with pytest.raises(UserError, match="--sync-bn"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(processes, "is_distributed", lambda: True)
+        processes.data_parallel(nn.Linear(2, 2), torch.device("cpu"), sync_norms=True)
 
 
 def test_batch_size_and_workers_count_for_one_machine():
@@ -214,7 +249,7 @@ def workers_of(launcher):
 @pytest.mark.slow
 def test_under_torchrun_a_killed_worker_restarts_and_ctrl_c_prints_the_command_that_resumes(folder, tmp_path):
     output, log = tmp_path / "x y", tmp_path / "log"
-    argv = arguments(folder, output, "--epochs", "200", "--resume", "auto")
+    argv = arguments(folder, output, "--epochs", "200", "--resume", "auto", "--dist-backend", "gloo")
     run = subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
                             "--max-restarts", "2", "-m", "scnet_minimal.lab.train_imagenet", *argv],
                            env=environment(), stdout=log.open("w"), stderr=subprocess.STDOUT, start_new_session=True)

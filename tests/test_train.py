@@ -4,10 +4,12 @@ from functools import partial
 
 import pytest
 import torch
+import torch._dynamo.testing
 from torch import nn
 from tqdm import tqdm
 
 from scnet_minimal import SCNet
+from scnet_minimal.lab import device
 from scnet_minimal.lab.data import load_data
 from scnet_minimal.lab.errors import UserError
 from scnet_minimal.lab.train import Task, Trainer, checkpoint, classify, evaluate, fit, loop, predict, top1
@@ -312,6 +314,44 @@ def test_another_task_runs_through_the_same_loop(tmp_path):
     run(2, keep(tmp_path, "val_slope"))
     resumed = run(8, state=read_checkpoint(tmp_path))
     assert [row["val_slope"] for row in resumed] == [row["val_slope"] for row in straight]
+
+
+def in_float16(monkeypatch):
+    """As on a GPU without bfloat16."""
+    for room in (device, loop, classify):
+        monkeypatch.setattr(room, "amp_dtype", lambda device, amp=None: None if amp is False else torch.float16)
+
+
+def test_float16_scales_its_loss_and_learns(folder, tmp_path, monkeypatch):
+    in_float16(monkeypatch)
+    model, _, history = train(folder, epochs=3, keeper=keep(tmp_path))
+    assert history[-1]["train_loss"] < history[0]["train_loss"]
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+    assert read_checkpoint(tmp_path)["scaler"]["scale"] > 1
+
+
+def test_an_evaluation_that_overflows_in_float16_is_repeated_in_float32(folder, monkeypatch):
+    model, data, _ = train(folder, epochs=1)
+    model.fc = nn.Sequential(model.fc, nn.Linear(2, 2, bias=False))
+    nn.init.constant_(model.fc[1].weight, 1e6)                      # beyond 65,504
+    expected = evaluate(model, data.val)
+    in_float16(monkeypatch)
+    assert not predict(model, data.val)[0].isfinite().all()
+    assert evaluate(model, data.val) == expected
+
+
+def test_compiled_is_for_one_batch_size_and_others_run_as_they_are(monkeypatch):
+    counter = torch._dynamo.testing.CompileCounter()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
+    model, plain = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)), nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    plain.load_state_dict(model.state_dict())
+    classify.compile_for(model, 4)
+    for mode in (True, False):
+        for n in (4, 4, 3, 4, 2, 5):
+            x = torch.randn(n, 3)
+            torch.testing.assert_close(model.train(mode)(x), plain.train(mode)(x))
+    assert counter.frame_count == 2                                 # training, evaluation
+    assert model.state_dict().keys() == plain.state_dict().keys()
 
 
 def test_mixed_precision_keeps_the_weights_in_float32_and_learns(folder):

@@ -23,7 +23,7 @@ from .study.treatments import CHAINS, STEPS, TRAIN_CHAINS, missing, prepare
 
 COMMAND = "python -m scnet_minimal.lab.benchmark"
 EXAMPLES = f"""
-three worked examples:
+four worked examples:
 
   {COMMAND}
       SCNet-50 beside ResNet-50 at 224 px in batches of 1, 8 and 32: half an hour on two CPU cores, most of it waiting
@@ -34,6 +34,10 @@ three worked examples:
 
   {COMMAND} --train --batch 32 --size 128 --json runs/train.json
       A training step (forward and backward) and its memory; the file holds every single time.
+
+  {COMMAND} --loader imagenette --rounds 5
+      How many images a second are read, decoded and cropped by 0, 1, 2 ... workers (0: by this process alone), beside
+      torchvision's usual loader. A GPU that trains faster than its cores decode waits for them.
 
   ms          the median of all rounds, and in brackets the middle half of them
   gain        how many times faster than the same network's first row, round by round (the median)
@@ -133,6 +137,7 @@ def parser() -> Parser:
     p.add_argument("--rounds", type=Number(int, 2, 10**6), default=11, help="how often each row runs (%(default)s)")
     p.add_argument("--only", nargs="+", metavar="CHAIN", help="treatments; gains are relative to the first")
     p.add_argument("--train", action="store_true", help="a training step instead of inference")
+    p.add_argument("--loader", metavar="DIR", help="no networks: reading images of DIR/train, or of a set by its name")
     p.add_argument("--device", help="cpu, cuda, cuda:1, mps (the best one here)")
     p.add_argument("--threads", type=Number(int, 1, 1024), help="CPU threads")
     p.add_argument("--json", type=place, metavar="FILE", help="write every time of every row there")
@@ -150,6 +155,14 @@ def run_benchmark(args: argparse.Namespace) -> None:
         raise UserError(f"The device {args.device!r} cannot be used here ({_first_line(error)[:100]}).") from error
     if device.type not in ("cpu", "cuda", "mps"):
         raise UserError(f"Networks cannot be timed on the device {args.device!r}: choose cpu, cuda or mps.")
+    if args.json:
+        check_writable(args.json)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    if args.loader:
+        return benchmark_loader(args, device)
     if device.type == "cpu" and not args.train:
         freeze_weights()
     from .zoo import create_model
@@ -157,12 +170,6 @@ def run_benchmark(args: argparse.Namespace) -> None:
     for name in args.networks:
         with user_errors(ValueError), torch.device("meta"):
             create_model(name)
-    if args.json:
-        check_writable(args.json)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    if args.threads:
-        torch.set_num_threads(args.threads)
     silence_tools()
 
     machine = describe_machine(device)
@@ -176,6 +183,19 @@ def run_benchmark(args: argparse.Namespace) -> None:
         print(f"left out: {what}: {reason}")
     if args.json:
         args.json.write_text(json.dumps(dict(machine=machine, rows=rows, left_out=left_out), indent=1))
+
+
+def benchmark_loader(args: argparse.Namespace, device: torch.device) -> None:
+    """--loader: images per second by the number of workers, each of them with one thread."""
+    from .data.download import locate
+    from .study.loaders import loader_table, measure_loaders
+
+    torch.set_num_threads(args.threads or 1)
+    machine = describe_machine(device)
+    what, rows = measure_loaders(locate(args.loader), args.size, max(args.batch), args.rounds, device)
+    print(f"{machine}; {args.rounds} rounds\n{what}\n{loader_table(rows)}")
+    if args.json:
+        args.json.write_text(json.dumps(dict(machine=machine, what=what, rows=rows), indent=1))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -129,8 +129,8 @@ def work(args: argparse.Namespace, device: torch.device, place: Place) -> int:
         save_predictions(model, data, task, keeper.folder / "predictions.png")
 
     trainer = Trainer(model, data.train, detection_task(data, task, settings["amp"]), *_recipe(settings, model),
-                      epochs=settings["epochs"], amp=bool(settings["amp"]), keeper=keeper, name=task, on_epoch=report,
-                      print_freq=args.print_freq, quiet=None)
+                      epochs=settings["epochs"], amp=bool(settings["amp"]), sync_norms=bool(settings["sync_bn"]),
+                      keeper=keeper, name=task, on_epoch=report, print_freq=args.print_freq, quiet=None)
     if plan.state:
         trainer.resume(plan.state)
     history = command.train_until_done(trainer.run, keeper, args, _MODULE)
@@ -176,7 +176,8 @@ def _complete(given: dict, state: dict | None) -> dict:
                 raise UserError(f"The checkpoint's {name} is {build[name]}, not {given[name]}: resume it with that, "
                                 "or start a new run in another folder.")
     usual = _TOYNETTE if given["data"] == "toynette" else _SEGMENT if given["task"] == "segment" else _FOLDER
-    usual = dict(weights=None, pretrained=False, head="fcn", pictures=(0, 0), amp=None, frozen=None) | usual
+    usual = dict(weights=None, pretrained=False, head="fcn", pictures=(0, 0), amp=None, sync_bn=None,
+                 frozen=None) | usual
     settings = {name: given.get(name, usual.get(name)) for name in ("data", "task", *usual)}
     if settings["task"] != "segment" or settings["data"] != "toynette":
         need_pycocotools()
@@ -208,7 +209,8 @@ def _recipe(settings: dict, model: nn.Module) -> tuple[torch.optim.Optimizer, Ca
     if settings["data"] == "toynette":
         return torch.optim.AdamW(parameters, peak, weight_decay=1e-4), one_cycle(peak, epochs)
     drops = 2 / 3 * epochs, 11 / 12 * epochs
-    return (torch.optim.SGD(parameters, peak, momentum=0.9, weight_decay=1e-4),
+    fused = parameters[0].device.type == "cuda" or None             # None: torch's choice
+    return (torch.optim.SGD(parameters, peak, momentum=0.9, weight_decay=1e-4, fused=fused),
             lambda epoch: peak * min(1, 0.001 + 15 * epoch) * 0.1 ** sum(epoch >= drop for drop in drops))
 
 

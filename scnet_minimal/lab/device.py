@@ -1,11 +1,13 @@
 """Which device to compute on, in which precision and memory layout: decided here and nowhere else."""
 import contextlib
+import os
 import platform
 import re
 import warnings
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from .errors import UserError
 
@@ -23,7 +25,8 @@ def best_device() -> torch.device:
                 return torch.device(name)
             except RuntimeError as error:
                 reason = str(error).strip().splitlines()[0]
-                warnings.warn(f"There is a {name} device, but it cannot be used ({reason}).", stacklevel=2)
+                warnings.warn(f"There is a {name} device, but it cannot be used ({reason}). For an old card or driver "
+                              "install a build of torch for an older CUDA version.", stacklevel=2)
     return torch.device("cpu")
 
 
@@ -35,17 +38,22 @@ def resolve_device(device: str | torch.device | None = None) -> torch.device:
     return torch.device(device)
 
 
-def process_device(gpu: int | None, local_rank: int | None = None) -> torch.device:
+def process_device(gpu: int | None, local_rank: int | None = None, backend: str | None = None) -> torch.device:
     """The device of one process of a command.
 
     gpu         the number that the user asked for with --gpu; None: not asked for
     local_rank  the number of this process on its machine, if there are several; None: the only process
+    backend     what the user asked for with --dist-backend.  Several processes compute on CPUs for "gloo" alone: a
+                driver that does not work should not turn eight GPUs into eight slow processes
 
     UserError if there is no such GPU.
     """
     if gpu is None and local_rank is None:
         return best_device()
     if gpu is None and not torch.cuda.is_available():
+        if backend != "gloo":
+            raise UserError("There is no GPU that CUDA can use here. To train in several processes on CPUs all the "
+                            "same, add --dist-backend gloo.")
         return torch.device("cpu")
     index, count = local_rank if gpu is None else gpu, torch.cuda.device_count()
     if not 0 <= index < count:
@@ -79,6 +87,19 @@ def memory_format(device: torch.device) -> torch.memory_format:
     return torch.contiguous_format if device.type == "mps" else torch.channels_last
 
 
+def place(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model itself, moved to the device in the layout that is fast there."""
+    model.to(device, memory_format=memory_format(device))
+    if device.type == "cuda":
+        # A 1x1 kernel (K, C, 1, 1) is in both layouts at once, and torch leaves its strides as they are; cuDNN gives
+        # its gradient the strides of channels last.  Where the two differ, several processes copy it at every step.
+        for p in model.parameters():
+            if p.ndim == 4 and p.shape[2:] == (1, 1):
+                channels = p.shape[1]
+                p.data = p.data.as_strided(p.shape, (channels, 1, channels, channels))
+    return model
+
+
 def sum_dtype(device: torch.device) -> torch.dtype:
     """The widest float for sums over many batches: MPS has no float64."""
     return torch.float32 if device.type == "mps" else torch.float64
@@ -91,10 +112,17 @@ def set_deterministic(deterministic: bool) -> None:
 
 # --- the machine ----------------------------------------------------------------------------------------------------
 
+def cores() -> int:
+    """How many CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def synchronize(device: torch.device) -> None:
     """Wait until the device has done its queued work; a CPU has none."""
-    if device.type in ("cuda", "mps"):
-        getattr(torch, device.type).synchronize()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def random_states(device: torch.device) -> dict[str, torch.Tensor]:

@@ -26,6 +26,7 @@ from .data.sampler import seed_of
 from .errors import UserError, user_errors
 from .train import evaluate, fit
 from .train.checkpoint import Keeper, check_classes, load_exactly, read_file
+from .train.classify import compile_for
 from .train.command import (
     Plan,
     add_common_flags,
@@ -132,7 +133,7 @@ def work(args: argparse.Namespace, device: torch.device, place: Place) -> int:
     pretrained = args.pretrained and not state
     model = first_on_machine(lambda: new_network(settings["arch"], len(data.classes), pretrained), place)
     if args.compile:
-        model.compile()
+        compile_for(model, data.train.batch_size // place.world)
     if place.rank:              # layers such as dropout differ between processes; the weights are the first one's
         torch.manual_seed(seed_of(settings["seed"], place.rank))
     settings["wandb_id"] = wandb_id(plan)
@@ -147,8 +148,9 @@ def work(args: argparse.Namespace, device: torch.device, place: Place) -> int:
 
         history = train_until_done(
             lambda: fit(model, data, epochs=settings["epochs"], resume=state, start_epoch=args.start_epoch,
-                        name=settings["arch"], amp=bool(settings["amp"]), keeper=keeper, print_freq=args.print_freq,
-                        quiet=None, on_epoch=on_epoch, **chosen), keeper, args, MODULE)
+                        name=settings["arch"], amp=bool(settings["amp"]), sync_norms=bool(settings["sync_bn"]),
+                        keeper=keeper, print_freq=args.print_freq, quiet=None, on_epoch=on_epoch, **chosen),
+            keeper, args, MODULE)
     if history is None:
         return 130
     if history:
@@ -165,7 +167,7 @@ def complete(given: dict, state: dict | None) -> dict:
     check_given(given, SETTINGS)
     recipe = given.get("recipe") or ("quick" if given["data"] in NAMED_SETS else "paper")
     settings = RECIPES[recipe] | (QUICK_ON.get(given["data"], {}) if recipe == "quick" else {})
-    settings = {name: given.get(name, settings.get(name)) for name in ("data", "arch", "amp", *settings)}
+    settings = {name: given.get(name, settings.get(name)) for name in ("data", "arch", "amp", "sync_bn", *settings)}
     if not state and given.get("start_epoch", 0) >= settings["epochs"]:
         raise UserError(f"--start-epoch {given['start_epoch']} leaves nothing to train: --epochs is "
                         f"{settings['epochs']}, and the first epoch is 0.")

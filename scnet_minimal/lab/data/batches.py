@@ -8,7 +8,7 @@
 
 A set that fits in memory is decoded once and kept on the device as one uint8 tensor. Cropping, flipping and
 normalizing are then a few tensor operations per batch; no worker has to keep up with the network. A larger
-set is decoded as it is needed, by torch's DataLoader and torchvision's transforms. Both are used in the same way.
+set is decoded as it is needed, by torch's DataLoader. Both are used in the same way.
 """
 import os
 from collections.abc import Iterator
@@ -19,13 +19,12 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader
-from torchvision.transforms import v2
 
 from ..device import resolve_device
 from ..errors import UserError
 from .download import locate
 from .images import (
+    RATIO,
     ImageList,
     Listing,
     augmented_view,
@@ -35,12 +34,12 @@ from .images import (
     match_classes,
     report_unreadable,
 )
-from .sampler import EpochSampler, leave_signals_to_parent
+from .loading import Reader, ahead, warn_of_little_shared_memory
+from .sampler import EpochSampler
 from .toynette import CLASSES, WNIDS
 
 READABLE_NAMES = dict(zip(WNIDS, CLASSES))                  # Imagenette's class folders are WordNet ids
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)    # ImageNet's, per channel, of values in 0..1
-RATIO = (3 / 4, 4 / 3)      # width : height of a random crop, torchvision's default
 VAL_RESIZE = 256 / 224      # the usual evaluation: the short side to 256, then the central 224
 
 
@@ -135,27 +134,46 @@ def _crop(x: Tensor, views: Tensor, size: int) -> Tensor:
 class Streamed(Batches):
     """`images` is an ImageList, decoded anew in every epoch."""
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        sampler, images, device, errors = self.sampler, self.images, self.labels.device, []
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        images, sampler = self.images, self.sampler
         if sampler.seed is not None:
-            random_view = v2.Compose([v2.RandomResizedCrop(self.size, self.scale, RATIO),
-                                      v2.RandomHorizontalFlip(), v2.PILToTensor()])
-            short = round(self.size / self.scale[0] ** 0.5)     # so that the smallest crop has its pixels
-            images = ImageList(images.items, partial(augmented_view, short=short, transform=random_view,
-                                                     key=(sampler.seed, sampler.epoch, 1)),
+            images = ImageList(images.items, partial(augmented_view, size=self.size, scale=self.scale),
                                never_empty=sampler.shard[1] > 1)    # all processes must take the same steps
-        loader = DataLoader(images, batch_sampler=sampler, num_workers=self.workers, collate_fn=_as_it_is,
-                            worker_init_fn=leave_signals_to_parent, pin_memory=device.type == "cuda",
-                            generator=torch.Generator())    # else it draws from the global one
-        for x, index, unreadable in loader:     # uint8 travels to the device: a quarter of the bytes
+        self.reader = Reader(images, _Keyed(sampler), _as_it_is, self.workers, self.labels.device.type == "cuda")
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return ahead(self._readable(), self._move, self.labels.device)
+
+    def _move(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        x, index = (t.to(self.labels.device, non_blocking=True) for t in batch)     # uint8: a quarter of the bytes
+        return normalize(x), self.labels[index]
+
+    def _readable(self) -> Iterator[tuple[Tensor, Tensor]]:
+        errors, total = [], len(self.images)
+        warn_of_little_shared_memory(self.workers, 3 * self.size**2 * self.batch_size // self.sampler.shard[1])
+        for x, index, unreadable in self.reader:
             errors += unreadable
-            report_unreadable(errors, len(images), warn=False)
+            report_unreadable(errors, total, warn=False)
             if len(x):
-                x, index = x.to(device, non_blocking=True), index.to(device, non_blocking=True)
-                yield normalize(x), self.labels[index]
+                yield x, index
         if new := set(errors) - set(self.skipped):      # every epoch meets the same ones: warn once
-            report_unreadable(errors, len(images))
+            report_unreadable(errors, total)
             self.skipped = sorted(new.union(self.skipped))
+
+
+@dataclass
+class _Keyed:
+    """The batches of an epoch as (index, key): what a view is random by travels to the workers with its image."""
+    sampler: EpochSampler
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[list[tuple[int, tuple[int, ...]]]]:
+        seed, epoch = self.sampler.seed, self.sampler.epoch
+        for indices in self.sampler:
+            yield [(i, () if seed is None else (seed, epoch, 1, i)) for i in indices]
 
 
 def _as_it_is(batch: tuple) -> tuple:

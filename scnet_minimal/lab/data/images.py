@@ -5,6 +5,7 @@
     images[0]                                               # (3, 128, 128) uint8, decoded now
 """
 import io
+import math
 import os
 import sys
 import warnings
@@ -15,17 +16,17 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.datasets import folder
-from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional
 from tqdm import TqdmWarning, tqdm
 
 from ..checks import shown
 from ..errors import DataError, FileError, MissingFileError, UserError, user_errors
-from .sampler import seed_of
 
+RATIO = (3 / 4, 4 / 3)  # width : height of a random crop, torchvision's default
 MAX_UNREADABLE = 0.1    # of a split: fewer are skipped with a warning; more, and something else is wrong
 
 
@@ -124,39 +125,71 @@ def match_classes(train: Listing, val: Listing, root: Path) -> list[str]:
 
 # --- decoding -------------------------------------------------------------------------------------------------------
 
-def _open(item: str | bytes, short: int) -> Image.Image:
-    """A path or an encoded image -> upright 8-bit RGB, its short side at least min(its own, 2 * short)."""
-    image = Image.open(io.BytesIO(item) if isinstance(item, bytes) else item)
-    # A JPEG can be decoded at 1/2, 1/4 or 1/8 in a fraction of the time. Twice the wanted size, as
-    # in Pillow's thumbnail(), leaves the resize that follows enough pixels to average.
-    image.draft("RGB", (2 * short, 2 * short))
-    image = ImageOps.exif_transpose(image)      # phones store a rotated image and a note to rotate it back
+def _open(item: str | bytes) -> Image.Image:
+    """A path or an encoded image; only its header is read."""
+    return Image.open(io.BytesIO(item) if isinstance(item, bytes) else item)
+
+
+def _decode(image: Image.Image, least: tuple[int, int]) -> Image.Image:
+    """Upright 8-bit RGB.  A JPEG comes at 1/2, 1/4 or 1/8 of its size, in a fraction of the time, if that is no smaller
+    than `least` (width and height as stored)."""
+    image.draft("RGB", least)
+    ImageOps.exif_transpose(image, in_place=True)       # phones store a rotated image and a note to rotate it back
     if image.mode.startswith("I"):              # 16-bit grey, which convert() would clip at 255
         image = Image.fromarray((np.asarray(image) // 257).clip(0, 255).astype(np.uint8))
     elif image.has_transparency_data:           # the colour of transparent pixels is arbitrary: show white
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")       # convert() would copy
 
 
-def center_view(item: str | bytes, index: int, *, short: int, crop: int) -> Tensor:
+def center_view(item: str | bytes, key: tuple = (), *, short: int, crop: int) -> Tensor:
     """Short side to `short`, antialiased, then the central square: (3, crop, crop) uint8."""
-    image = v2.functional.resize(_open(item, short), [short], antialias=True)
-    return v2.functional.pil_to_tensor(v2.functional.center_crop(image, [crop, crop]))
+    # Twice the wanted size, as in Pillow's thumbnail(), leaves the resize that follows enough pixels to average.
+    image = functional.resize(_decode(_open(item), (2 * short, 2 * short)), [short], antialias=True)
+    return functional.pil_to_tensor(functional.center_crop(image, [crop, crop]))
 
 
-def augmented_view(item: str | bytes, index: int, *, short: int, transform: v2.Transform, key: tuple) -> Tensor:
-    """transform(image), its random draws a function of `key` and `index` alone: (3, size, size) uint8."""
-    image = _open(item, short)
-    with torch.random.fork_rng(devices=[]):         # torchvision draws from the global CPU generator
-        torch.default_generator.manual_seed(seed_of(*key, index))
-        return transform(image)
+def augmented_view(item: str | bytes, key: tuple[int, ...], *, size: int, scale: tuple[float, float]) -> Tensor:
+    """A random crop at size x size, antialiased, mirrored half the time: (3, size, size) uint8; random by `key` alone.
+
+    The crop is known before the image is decoded, so that a JPEG is decoded no larger than the crop needs.
+    """
+    random, image = np.random.default_rng(key), _open(item)
+    turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
+    width, height = image.size[::-1] if turned else image.size
+    left, top, w, h = random_crop(width, height, scale, random)
+    enough = max(size / w, size / h)
+    image = _decode(image, (math.ceil(enough * image.width), math.ceil(enough * image.height)))
+    box = [round(edge * decoded / whole) for edge, decoded, whole in (
+        (left, image.width, width), (top, image.height, height),
+        (left + w, image.width, width), (top + h, image.height, height))]
+    x = torch.from_numpy(np.array(image.crop(box))).permute(2, 0, 1)
+    x = functional.resize(x, [size, size], antialias=True)          # of bytes: several times as fast as Pillow's
+    return x.flip(-1) if random.random() < 0.5 else x
+
+
+def random_crop(width: int, height: int, scale: tuple[float, float], random: np.random.Generator,
+                ) -> tuple[int, int, int, int]:
+    """Left, top, width and height of torchvision's RandomResizedCrop: of ten draws the first that fits, else the
+    largest central crop of an allowed shape."""
+    for _ in range(10):
+        area = width * height * random.uniform(*scale)
+        ratio = math.exp(random.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return int(random.integers(width - w + 1)), int(random.integers(height - h + 1)), w, h
+    w, h = min(width, round(height * RATIO[1])), min(height, round(width / RATIO[0]))
+    return (width - w) // 2, (height - h) // 2, w, h
 
 
 class ImageList(Dataset):
-    """Images that are decoded when they are asked for: images[i] is (3, side, side) uint8."""
+    """Images that are decoded when they are asked for: images[i] is (3, side, side) uint8.
 
-    def __init__(self, items: list[str | bytes], view: Callable[[str | bytes, int], Tensor],
+    view(item, key) makes one; the key is what a random view depends on.
+    """
+
+    def __init__(self, items: list[str | bytes], view: Callable[[str | bytes, tuple[int, ...]], Tensor],
                  never_empty: bool = False) -> None:
         self.items, self.view, self.never_empty = items, view, never_empty
 
@@ -164,25 +197,27 @@ class ImageList(Dataset):
         return len(self.items)
 
     def __getitem__(self, i: int) -> Tensor:
-        return self.view(self.items[i], i)
+        return self.view(self.items[i], ())
 
-    def attempt(self, i: int) -> tuple[Tensor | None, str]:
+    def attempt(self, i: int, key: tuple[int, ...] = ()) -> tuple[Tensor | None, str]:
         """The image, or None and what is wrong with it."""
         try:
-            return self[i], ""
+            return self.view(self.items[i], key), ""
         except Exception as error:  # noqa: BLE001  on a broken file a decoder may raise nearly anything
             name = self.items[i] if isinstance(self.items[i], str) else f"image {i} of the table"
             return None, f"{name} ({error})"
 
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor, list[str]]:
-        """What DataLoader calls: the readable images (B, 3, side, side) uint8, their indices, the others' errors.
+    def __getitems__(self, asked: list[tuple[int, tuple[int, ...]]]) -> tuple[Tensor, Tensor, list[str]]:
+        """What DataLoader calls, with indices and keys: the readable images (B, 3, side, side) uint8, their indices,
+        the others' errors.
 
         With never_empty, the next readable image stands in where none of a batch is readable.
         """
-        tried = [(i, *self.attempt(i)) for i in indices]
+        tried = [(i, *self.attempt(i, key)) for i, key in asked]
         if self.never_empty and all(image is None for _, image, _ in tried):
-            others = ((indices[0] + i) % len(self) for i in range(1, len(self)))
-            tried += next(([(i, image, "")] for i in others if (image := self.attempt(i)[0]) is not None), [])
+            first, key = asked[0]
+            others = ((first + i) % len(self) for i in range(1, len(self)))
+            tried += next(([(i, image, "")] for i in others if (image := self.attempt(i, key)[0]) is not None), [])
         good = [image for _, image, _ in tried if image is not None]
         index = torch.tensor([i for i, image, _ in tried if image is not None], dtype=torch.int64)
         return torch.stack(good) if good else index, index, [error for *_, error in tried if error]

@@ -1,5 +1,4 @@
 """The order of an epoch: which images are in which batch, for classification and detection alike."""
-import signal
 from collections.abc import Iterator
 
 import numpy as np
@@ -13,13 +12,6 @@ from ..errors import UserError
 def seed_of(*key: int) -> int:
     """One seed from several numbers; (seed 0, epoch 1) and (seed 1, epoch 0) have nothing in common."""
     return int(np.random.SeedSequence(key).generate_state(1)[0])
-
-
-def leave_signals_to_parent(worker_id: int) -> None:
-    """A DataLoader's worker_init_fn: Ctrl-C reaches every process of a terminal, and the training process decides what
-    becomes of it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class EpochSampler(Sampler[list[int]]):

@@ -29,14 +29,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms.v2.functional import horizontal_flip
 from tqdm import tqdm
 
 from ..data import toynette
 from ..data.download import NAMED_SETS, locate
-from ..data.sampler import EpochSampler, leave_signals_to_parent
+from ..data.loading import Reader, ahead
+from ..data.sampler import EpochSampler
 from ..device import resolve_device
 from ..errors import UserError
 from .coco import CocoFolder, coco_truth, need_pycocotools
@@ -77,7 +78,8 @@ class SceneBatches:
     def __init__(self, scenes: Dataset, sampler: EpochSampler, device: torch.device, order: tuple[int, ...] = (),
                  workers: int = 0) -> None:
         self.scenes, self.sampler, self.device = scenes, sampler, device    # scenes[i]: (3, H, W) uint8, target
-        self.order, self.workers = order, workers                           # order: see mirror()
+        self.order = order
+        self.reader = Reader(_Mirrored(scenes, order), _Items(sampler), _as_lists, workers, device.type == "cuda")
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
         """Which epoch the next iteration is, and from which batch on."""
@@ -88,28 +90,43 @@ class SceneBatches:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[tuple[list[Tensor], list[dict]]]:
-        flipped = _Flipped(self.scenes, self.sampler.flips().tolist(), self.order)
-        loader = DataLoader(flipped, batch_sampler=self.sampler, num_workers=self.workers, collate_fn=_as_lists,
-                            pin_memory=self.device.type == "cuda", generator=torch.Generator(),
-                            worker_init_fn=leave_signals_to_parent)
-        for batch in loader:
+        return ahead(self._readable(), self._move, self.device)
+
+    def _readable(self) -> Iterator[tuple[list[Tensor], list[dict]]]:
+        for batch in self.reader:
             if isinstance(batch, UserError):        # a value: raised in a worker, it would bring its traceback
                 raise batch
-            images, targets = batch
-            yield ([x.to(self.device, non_blocking=True).float() / 255 for x in images],
-                   [{name: value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else value
-                     for name, value in target.items()} for target in targets])
+            yield batch
+
+    def _move(self, batch: tuple[list[Tensor], list[dict]]) -> tuple[list[Tensor], list[dict]]:
+        images, targets = batch
+        return ([x.to(self.device, non_blocking=True).float() / 255 for x in images],
+                [{name: value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else value
+                  for name, value in target.items()} for target in targets])
 
 
 @dataclass
-class _Flipped(Dataset):
-    scenes: Dataset
-    flips: list[bool]
-    order: tuple[int, ...]
+class _Items:
+    """The scenes of each batch of an epoch, and whether each is mirrored in it."""
+    sampler: EpochSampler
 
-    def __getitem__(self, i: int) -> tuple[Tensor, dict] | UserError:
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[list[tuple[int, bool]]]:
+        flips = self.sampler.flips().tolist()
+        return ([(i, flips[i]) for i in indices] for indices in self.sampler)
+
+
+@dataclass
+class _Mirrored(Dataset):
+    scenes: Dataset
+    order: tuple[int, ...]      # see mirror()
+
+    def __getitem__(self, item: tuple[int, bool]) -> tuple[Tensor, dict] | UserError:
+        i, flip = item
         try:
-            return mirror(*self.scenes[i], self.order) if self.flips[i] else self.scenes[i]
+            return mirror(*self.scenes[i], self.order) if flip else self.scenes[i]
         except UserError as error:
             return error.with_traceback(None)
 

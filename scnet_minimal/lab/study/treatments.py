@@ -89,13 +89,14 @@ STEPS = {
     "straightforward": lambda run, x: (run, x),
     "fused": lambda run, x: (fuse(run), x),
     "channels_last": lambda run, x: tuple(t.to(memory_format=torch.channels_last) for t in (run, x)),
-    "bfloat16": lambda run, x: (run.bfloat16(), x.bfloat16()),
+    "bfloat16": lambda run, x: (run.bfloat16(), x.bfloat16()), "float16": lambda run, x: (run.half(), x.half()),
     "compiled": _compiled, "CUDA graph": _cuda_graph, "exported": _exported, "ONNX Runtime": _onnx_runtime,
     "training step": _train_step,
 }
 FAST = "fused + channels_last"
 CHAINS = ["straightforward", "fused", FAST, f"{FAST} + compiled", f"{FAST} + compiled + CUDA graph",
           f"{FAST} + bfloat16", f"{FAST} + bfloat16 + compiled", f"{FAST} + bfloat16 + compiled + CUDA graph",
+          f"{FAST} + float16", f"{FAST} + float16 + compiled + CUDA graph",
           "fused + exported", "fused + ONNX Runtime"]
 TRAIN_CHAINS = ["training step", "channels_last + training step", "channels_last + compiled + training step"]
 COMPILERS = "g++", "clang++", "cl"
@@ -126,6 +127,8 @@ def missing(step: str, device: torch.device | str) -> str:
         return "needs a CUDA device"
     if step == "bfloat16" and not has_bfloat16(device):
         return "needs a device with bfloat16 arithmetic; elsewhere it is emulated, and slow"
+    if step == "float16" and kind == "cpu":
+        return "is measured on GPUs"
     if step == "ONNX Runtime" and kind != "cpu":
         return "is measured on the CPU"
     if step == "ONNX Runtime":

@@ -21,14 +21,14 @@ from tqdm import tqdm
 
 from ..checks import FLAG, TEXT, Number, Rule, check_fields, filled
 from ..command_line import Parser, exit_code
-from ..device import set_deterministic
+from ..device import cores, set_deterministic
 from ..errors import UserError
 from .checkpoint import Keeper, read_checkpoint
 from .processes import Place, add_process_flags, is_first, launch, under_torchrun
 
 # What a setting may be, on the command line and in a checkpoint alike; each command adds its own.
 RULES = {"epochs": Number(int, 1, 10**6), "batch_size": Number(int, 1, 2**20), "lr": Number(float, 0, 1e30),
-         "seed": Number(int, 0, 2**63 - 1, optional=True), "data": TEXT, "arch": TEXT, "amp": FLAG,
+         "seed": Number(int, 0, 2**63 - 1, optional=True), "data": TEXT, "arch": TEXT, "amp": FLAG, "sync_bn": FLAG,
          "deterministic": FLAG}
 # Of this process, and not of the run.
 WORKERS, PRINT_FREQ = Number(int, 0, 1024), Number(int, 1, 10**9)
@@ -52,15 +52,17 @@ def add_common_flags(parser: argparse.ArgumentParser, *, output: str, epochs: st
                    "stop")
     p.add_argument("--amp", action="store_true", default=None, help="mixed precision: bfloat16, or float16 with loss "
                    "scaling on a GPU without bfloat16")
+    p.add_argument("--sync-bn", action="store_true", default=None, help="with several GPUs: batch norm over the images "
+                   "of all, which is slower and pays where each has only a few")
     p.add_argument("--seed", type=RULES["seed"], help="make the run repeatable (default: drawn, and written to "
                    "args.json)")
     p.add_argument("--epochs", type=RULES["epochs"], metavar="N", help=f"epochs in all (default: {epochs})")
     p.add_argument("-b", "--batch-size", type=RULES["batch_size"], metavar="N", help="images per step on this machine, "
                    f"over all of its GPUs (default: {batch_size})")
     p.add_argument("--lr", "--learning-rate", type=RULES["lr"], metavar="LR", help=f"default: {lr}")
-    p.add_argument("-j", "--workers", type=WORKERS, default=4, metavar="N",
+    p.add_argument("-j", "--workers", type=WORKERS, default=cores(), metavar="N",
                    help="data loading workers on this machine, "
-                   "over all of its GPUs (default: 4)")
+                   "over all of its GPUs (default: one for each CPU core)")
     p.add_argument("-p", "--print-freq", type=PRINT_FREQ, default=10, metavar="N",
                    help="batches between two updates of "
                    "the running loss (default: 10)")

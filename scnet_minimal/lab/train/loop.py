@@ -68,19 +68,20 @@ class Trainer:
                 function of these two alone, already on the device, this process's share where there are several
     lr          the learning rate at an epoch, a fraction within it: one_cycle(...), step_decay(...)
     amp         mixed precision, see device.amp_dtype
+    sync_norms  with several processes: batch norm over the whole batch, see processes.data_parallel
     keeper      where checkpoints and history go; None: nowhere
     print_freq  batches between two checks of the running loss (on a GPU, each is a wait)
     quiet       no progress bar; None: a bar on a terminal only.  Only the first process has one
     on_epoch    called with each epoch's row and whether it was the best, in the first process
 
     With a keeper, the first Ctrl-C or SIGTERM finishes the step, saves, and raises KeyboardInterrupt; several
-    processes stop after the same step.  NotFiniteError, with the step and the reason, if the loss is not finite;
-    nothing is saved then.  UserError if there is nothing to train on.
+    processes stop after the same step, and save before they evaluate too.  NotFiniteError, with the step and the
+    reason, if the loss is not finite; nothing is saved then.  UserError if there is nothing to train on.
     """
 
     def __init__(self, model: nn.Module, batches: Any, task: Task, optimizer: torch.optim.Optimizer,
-                 lr: Callable[[float], float], *, epochs: int, amp: bool | None = None, keeper: Keeper | None = None,
-                 name: str = "train", print_freq: int = 10, quiet: bool | None = False,
+                 lr: Callable[[float], float], *, epochs: int, amp: bool | None = None, sync_norms: bool = False,
+                 keeper: Keeper | None = None, name: str = "train", print_freq: int = 10, quiet: bool | None = False,
                  on_epoch: Callable[[dict, bool], None] | None = None) -> None:
         if epochs < 1:
             raise UserError(f"epochs must be at least 1, not {epochs}.")
@@ -90,7 +91,7 @@ class Trainer:
         self.epochs, self.keeper, self.name, self.print_freq = epochs, keeper, name, print_freq
         self.quiet, self.on_epoch = quiet if is_first() else True, on_epoch
         self.device = next(model.parameters()).device
-        self.parallel = data_parallel(model, self.device)
+        self.parallel = data_parallel(model, self.device, sync_norms)
         self.precision = autocast(self.device, amp)                 # decided once, entered at every step
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp_dtype(self.device, amp) == torch.float16)
         self.interrupts = Interrupts()
@@ -102,8 +103,7 @@ class Trainer:
         with self.interrupts if self.keeper else contextlib.nullcontext():
             try:
                 while self.epoch < self.epochs:
-                    self._train_epoch()
-                    row = self._measure_epoch()
+                    row = self._measure_epoch(self._train_epoch())
                     with self.interrupts.held():
                         self._close_epoch(row)
             except KeyboardInterrupt:
@@ -114,7 +114,8 @@ class Trainer:
                 raise
         return self.history
 
-    def _train_epoch(self) -> None:
+    def _train_epoch(self) -> dict[str, float]:
+        """The rest of an epoch's steps; the sums over the whole epoch."""
         self.batches.set_epoch(self.epoch, self.step)
         self.model.train()
         every = 1 if self.device.type == "cpu" else self.print_freq     # on a CPU looking costs nothing
@@ -139,6 +140,11 @@ class Trainer:
             self.sums["seconds"] = before + time.perf_counter() - start
             if together:
                 self._stop_together()
+            broadcast_buffers(self.model)
+            sums = self._total_sums()
+            if together:        # evaluating is long, and whoever is stopped in it leaves the others waiting
+                self.keeper.save(self.state())
+            return sums
 
     def _train_step(self, batch: Any) -> None:
         for group in self.optimizer.param_groups:
@@ -195,10 +201,8 @@ class Trainer:
             self.sums |= totals if is_first() else dict.fromkeys(totals, 0.0)
         return totals
 
-    def _measure_epoch(self) -> dict:
+    def _measure_epoch(self, sums: dict[str, float]) -> dict:
         """The epoch's row."""
-        broadcast_buffers(self.model)
-        sums = self._total_sums()
         start, training = time.perf_counter(), self.sums["seconds"]
         row = {"epoch": self.epoch, "lr": self._lr_at(len(self.batches) - 1)}
         row |= {f"train_{name}": value / sums["images"] for name, value in sums.items() if name != "images"}

@@ -122,15 +122,25 @@ def _attempt(make: Callable[[], Any]) -> tuple[Any, Exception | None]:
         return None, error
 
 
-def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model wrapped such that gradients are the mean over all processes.  It shares its weights with `model`, in
-    which batch norm is made to see the whole batch on CUDA (torch's SyncBatchNorm; the CPU has none)."""
+def data_parallel(model: nn.Module, device: torch.device, sync_norms: bool = False) -> nn.Module:
+    """The model wrapped such that gradients are the mean over all processes.  It shares its weights with `model`.
+
+    sync_norms  batch norm sees the whole batch, not this process's part of it (torch's SyncBatchNorm)
+
+    UserError if that is asked for on CPUs, which have no such norm.
+    """
     if not is_distributed():
         return model
-    if device.type == "cuda":
+    on_gpu = device.type == "cuda"
+    if sync_norms and not on_gpu:
+        raise UserError("--sync-bn needs GPUs: CPUs have no synchronised batch norm.")
+    if sync_norms:
         nn.SyncBatchNorm.convert_sync_batchnorm(model)      # in place: only the norms inside are replaced
-    ids = [device.index] if device.type == "cuda" else None
-    return DistributedDataParallel(model, ids)
+    parallel = DistributedDataParallel(model, [device.index] if on_gpu else None, gradient_as_bucket_view=True)
+    # Not one message for each statistic of each norm at every step: broadcast_buffers() before they are used will do.
+    # Set here, since torch 2.13 renamed the argument; all start from the first process's buffers either way.
+    parallel.broadcast_buffers = False
+    return parallel
 
 
 def broadcast_buffers(model: nn.Module) -> None:
@@ -150,7 +160,8 @@ def add_process_flags(parser: argparse.ArgumentParser) -> None:
                        help="number of this machine, from 0")
     group.add_argument("--dist-url", type=filled, metavar="URL", help="address of the first machine: tcp://HOST:PORT "
                        "(default: torchrun's, else tcp://127.0.0.1:23456)")
-    group.add_argument("--dist-backend", choices=("nccl", "gloo"), help="default: nccl on CUDA, gloo on a CPU")
+    group.add_argument("--dist-backend", choices=("nccl", "gloo"), help="nccl (default) between GPUs; gloo, "
+                       "which is slower, also between CPUs")
     group.add_argument("--dist-timeout", type=Number(float, 1, 10**7), default=1800, metavar="SECONDS",
                        help="how long to wait for the other processes at the start (default: %(default)s)")
     group.add_argument("--gpu", type=Number(int, 0, 10**6), metavar="N", help="use this GPU")
@@ -203,7 +214,7 @@ def _spawned(i: int, work: Callable, args: argparse.Namespace, node: int, nodes:
 
 def _run(work: Callable, args: argparse.Namespace, place: Place) -> int:
     try:
-        device = process_device(args.gpu, place.local_rank if place.world > 1 else None)
+        device = process_device(args.gpu, place.local_rank if place.world > 1 else None, args.dist_backend)
         if place.world > 1:
             _join(device, args, place)
         return work(args, device, place)
@@ -231,5 +242,6 @@ def _join(device: torch.device, args: argparse.Namespace, place: Place) -> None:
     # torchrun may keep its store when it starts everyone again: without a name of its own, an attempt could find the
     # addresses of processes that are gone, and wait for them.
     attempt = f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)} of {world}"
-    dist.init_process_group(args.dist_backend or ("nccl" if device.type == "cuda" else "gloo"),
-                            store=dist.PrefixStore(attempt, store), world_size=world, rank=rank)
+    backend = args.dist_backend or ("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group(backend, store=dist.PrefixStore(attempt, store), world_size=world, rank=rank,
+                            device_id=device if backend == "nccl" else None)
