@@ -54,7 +54,7 @@ def _mean_and_std(device: torch.device, scale: int) -> tuple[Tensor, Tensor]:
 def normalize(x: Tensor) -> Tensor:
     """(..., 3, H, W) of values 0..255, uint8 or float -> float32, minus ImageNet's mean, divided by its deviation."""
     mean, std = _mean_and_std(x.device, 255)
-    return (x - mean).div_(std)
+    return (x - mean if x.is_floating_point() else x.float().sub_(mean)).div_(std)      # bytes: in place, twice as fast
 
 
 def denormalize(x: Tensor) -> Tensor:
