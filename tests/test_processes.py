@@ -265,7 +265,7 @@ def test_under_torchrun_a_killed_worker_restarts_and_ctrl_c_prints_the_command_t
     try:
         wait_for((output / "last.pt").exists)
         os.kill(workers_of(run.pid)[1], signal.SIGKILL)
-        wait_for(lambda: re.search(r"resuming at epoch \d+, step 0\n(.*\n)*epoch", log.read_text()))
+        wait_for(lambda: re.search(r"resuming at epoch \d+, step \d\n(.*\n)*epoch", log.read_text()))
         os.killpg(run.pid, signal.SIGINT)               # as a terminal does: torchrun and its processes, each of them
         run.wait(timeout=240)
     finally:
