@@ -24,9 +24,8 @@ from .data import Data, load_data
 from .data.download import NAMED_SETS, locate
 from .data.sampler import seed_of
 from .errors import UserError, user_errors
-from .train import evaluate, fit
+from .train import compile_for, evaluate, fit
 from .train.checkpoint import Keeper, check_classes, load_exactly, read_file
-from .train.classify import compile_for
 from .train.command import (
     Plan,
     add_common_flags,
