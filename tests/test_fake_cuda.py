@@ -13,7 +13,7 @@ from scnet_minimal.lab.data.batches import Data, InMemory, Streamed
 from scnet_minimal.lab.data.images import ImageList
 from scnet_minimal.lab.data.sampler import EpochSampler
 from scnet_minimal.lab.detect.models import build_detector
-from scnet_minimal.lab.device import place
+from scnet_minimal.lab.device import to_device
 from scnet_minimal.lab.study import count, explain
 from scnet_minimal.lab.study.treatments import prepare
 from scnet_minimal.lab.train import Trainer, classify, predict
@@ -22,6 +22,7 @@ from scnet_minimal.lab.train.loop import step_decay
 from scnet_minimal.lab.zoo import create_model
 
 CUDA = torch.device("cuda", 0)
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +50,7 @@ def converted(module, convert, recurse=True):
 
 
 def network(classes=10):
-    return place(create_model("scnet_toy", classes), CUDA)
+    return to_device(create_model("scnet_toy", classes), CUDA)
 
 
 def split(seed, n=7):

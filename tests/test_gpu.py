@@ -22,7 +22,7 @@ from torch import nn
 from scnet_minimal import SCBottleneck, SCConv
 from scnet_minimal.lab import benchmark, detection, train_imagenet
 from scnet_minimal.lab.data import load_data
-from scnet_minimal.lab.device import describe_machine, place, set_deterministic, synchronize
+from scnet_minimal.lab.device import describe_machine, set_deterministic, synchronize, to_device
 from scnet_minimal.lab.study import explain
 from scnet_minimal.lab.study.timing import settled
 from scnet_minimal.lab.train import Trainer, evaluate, fit, processes
@@ -71,7 +71,7 @@ def machine():
 
 def new_trainer(data, arch="scnet_toy", classes=10, amp=None, lr=0.05):
     torch.manual_seed(0)
-    model = place(create_model(arch, classes), DEVICE)
+    model = to_device(create_model(arch, classes), DEVICE)
     optimizer = torch.optim.SGD(model.parameters(), lr, momentum=0.9, fused=ON_CUDA)
     return Trainer(model, data.train, classification(data, 0.1, amp), optimizer, step_decay(lr), epochs=1, amp=amp,
                    quiet=True)
@@ -88,7 +88,7 @@ def apart(a, b):
 def both(model, x):
     """How far outputs and gradients on the device are from the CPU's, relative to their length."""
     model.zero_grad()
-    there = place(copy.deepcopy(model), DEVICE)
+    there = to_device(copy.deepcopy(model), DEVICE)
     outputs = model(x), there(x.to(DEVICE))
     for y in outputs:
         y.logsumexp(1).mean().backward()
@@ -114,7 +114,7 @@ def test_a_blocks_outputs_and_gradients_are_the_cpus_in_float32(block, channels)
 def test_half_precision_is_near(dtype):
     if ON_CUDA and dtype == torch.bfloat16 and not torch.cuda.is_bf16_supported(including_emulation=False):
         pytest.skip("this card has no bfloat16")
-    model = place(load_weights(create_model("scnet_toy", 10), trained("scnet_toy")).eval(), DEVICE)
+    model = to_device(load_weights(create_model("scnet_toy", 10), trained("scnet_toy")).eval(), DEVICE)
     x, y = next(iter(load_data("toynette", size=96, batch_size=100, device=DEVICE).val))
     with torch.inference_mode():
         exact = model(x)

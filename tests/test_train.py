@@ -340,6 +340,7 @@ def test_an_evaluation_that_overflows_in_float16_is_repeated_in_float32(folder, 
     assert evaluate(model, data.val) == expected
 
 
+@pytest.mark.slow
 def test_compiled_is_for_one_batch_size_and_others_run_as_they_are(monkeypatch):
     counter = torch._dynamo.testing.CompileCounter()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))

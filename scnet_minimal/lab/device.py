@@ -87,7 +87,7 @@ def memory_format(device: torch.device) -> torch.memory_format:
     return torch.contiguous_format if device.type == "mps" else torch.channels_last
 
 
-def place(model: nn.Module, device: torch.device) -> nn.Module:
+def to_device(model: nn.Module, device: torch.device) -> nn.Module:
     """The model itself, moved to the device in the layout that is fast there."""
     model.to(device, memory_format=memory_format(device))
     if device.type == "cuda":

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data import Batches, Data
-from ..device import amp_dtype, autocast, memory_format, place, sum_dtype
+from ..device import amp_dtype, autocast, memory_format, sum_dtype, to_device
 from .checkpoint import Keeper
 from .loop import Task, Trainer, one_cycle, step_decay
 from .processes import all_sum
@@ -36,7 +36,7 @@ def fit(model: nn.Module, data: Data, *, epochs: int, lr: float = 0.1, momentum:
     Raises as Trainer does.
     """
     device = data.train.labels.device
-    place(model, device)
+    to_device(model, device)
     if recipe == "quick":
         groups = [{"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": weight_decay},
                   {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0}]
