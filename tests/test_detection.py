@@ -133,7 +133,8 @@ def test_under_torchrun_two_processes_find_what_one_finds_stop_together_and_resu
     evaluation = ["toynette", "-e", "--resume", str(trained("scenes_mask_keypoint")), "--pictures", "1", "3", "-j", "0"]
     assert detection.main(evaluation) == 0
     alone = capsys.readouterr().out
-    training = words("--epochs", 2, "--pictures", 8, 2, "--output", tmp_path / "run", task="mask+keypoint")
+    training = words("--epochs", 2, "--pictures", 8, 2, "--output", tmp_path / "run", "--dist-backend", "gloo",
+                     task="mask+keypoint")
     (tmp_path / "two.py").write_text(TWO)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
                    "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
