@@ -1,4 +1,5 @@
 """Runs before torch is imported; and the little data set that several files train on."""
+import functools
 import os
 import sys
 
@@ -32,5 +33,5 @@ def no_mps():
     import torch
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.backends.mps, "is_available", lambda: False)
+        patch.setattr(torch.backends.mps, "is_available", functools.cache(lambda: False))
         yield

@@ -70,10 +70,16 @@ class LostError(RuntimeError):
     """Stands for gloo's, when another process has gone."""
 
 
+def norm_for(world):
+    """With four processes gradients are added in an order that depends on how they were packed, which is not the same
+    after resuming; and batch norm over the four images of each would blow this rounding up."""
+    return nn.BatchNorm2d if world == 2 else group_norm
+
+
 def stopped_and_resumed(folder, path, shard, where, number):
     """Where the checkpoint of a run stands that is stopped at a point, and what the resumed run finds."""
     path.mkdir(exist_ok=True)
-    run = partial(one_run, folder, 2, shard, norm=nn.BatchNorm2d, keeper=Keeper(path, {"arch": "small"}))
+    run = partial(one_run, folder, 2, shard, norm=norm_for(shard[1]), keeper=Keeper(path, {"arch": "small"}))
     step, whole, count = Trainer._train_step, classify.evaluate, iter(range(100))
 
     def interrupted_step(self, batch):
@@ -105,7 +111,7 @@ def many_stops(rank, world, port, folder, path):
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", world_size=world, rank=rank)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "history_png", lambda history, score: b"")
-        found = [one_run(folder, 2, (rank, world), norm=nn.BatchNorm2d)]
+        found = [one_run(folder, 2, (rank, world), norm=norm_for(world))]
         found += [stopped_and_resumed(folder, path / str(i), (rank, world), where, number)
                   for i, (where, number, _) in enumerate(POINTS)]
     torch.save(found, path / f"{rank}.pt")
@@ -115,7 +121,7 @@ def many_stops(rank, world, port, folder, path):
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [2, 4])
 def test_processes_stop_together_at_any_point_and_resume_as_if_nothing_had_happened(folder, tmp_path, world):
-    """To the bit with two.  With four, the order in which gradients are added depends on how they were packed."""
+    """To the bit with two, but for rounding with four."""
     close = dict(rtol=0, atol=0) if world == 2 else dict(rtol=1e-3, atol=1e-4)
     torch.multiprocessing.spawn(many_stops, (world, free_port(), folder, tmp_path), nprocs=world)
     for rank in range(world):
