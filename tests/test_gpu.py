@@ -40,12 +40,14 @@ needs_cuda = pytest.mark.skipif(not ON_CUDA, reason="has no meaning elsewhere")
 
 
 @pytest.fixture(autouse=True)
-def exact(monkeypatch):
+def exact():
     """float32 is float32, and cuDNN's choices are those of a run without --seed."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
     set_deterministic(False)
     yield
+    torch.backends.cudnn.allow_tf32 = before
     set_deterministic(False)
 
 
