@@ -103,6 +103,11 @@ def check_fields(record: Any, rules: Mapping[str, Rule | Number], what: str, hin
             raise UserError(f"{what} has {name} {shown(value)}, which must be {rule}.{hint}")
 
 
+def is_file(entry: os.DirEntry) -> bool:
+    """A regular file, or a link to one; no FIFO or device, and no link that leads in a circle, where is_file raises."""
+    return os.path.isfile(entry.path) if entry.is_symlink() else entry.is_file()
+
+
 def shown(value: Any, most: int = 60) -> str:
     """A value in one short line."""
     text = value if isinstance(value, str) and value.isprintable() and value else repr(value)

@@ -39,8 +39,6 @@ def exit_code(work: Callable[[], int | None]) -> int:
 def run_command(main: Callable[[], int]) -> None:
     """main() as this whole process: `if __name__ == "__main__": run_command(main)`."""
     exit_at_once_on_signals()
-    show = sys.unraisablehook                               # of exceptions in __del__
-    sys.unraisablehook = lambda raised: None if raised.exc_type is KeyboardInterrupt else show(raised)
     try:
         code = main()
     finally:
@@ -65,6 +63,8 @@ def exit_at_once_on_signals() -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, end)
+    show = sys.unraisablehook                   # a KeyboardInterrupt in a __del__ is lost; Interrupts raises it again
+    sys.unraisablehook = lambda raised: None if raised.exc_type is KeyboardInterrupt else show(raised)
 
 
 def leave_to_parent(number: int) -> None:

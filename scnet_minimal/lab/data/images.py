@@ -23,7 +23,7 @@ from torchvision.datasets import folder
 from torchvision.transforms.v2 import functional
 from tqdm import TqdmWarning, tqdm
 
-from ..checks import shown
+from ..checks import is_file, shown
 from ..errors import DataError, FileError, MissingFileError, UserError, user_errors
 
 RATIO = (3 / 4, 4 / 3)  # width : height of a random crop, torchvision's default
@@ -76,11 +76,9 @@ def _images_below(top: Path) -> list[str]:
         seen.add(real)
         with os.scandir(here) as entries:
             for entry in entries:
-                link = entry.is_symlink()               # of a loop of links, only os.path says that it is nothing
-                if os.path.isdir(entry.path) if link else entry.is_dir():
+                if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
                     todo.append(entry.path)
-                elif (folder.is_image_file(entry.name) and not entry.name.startswith(".")
-                      and (os.path.isfile(entry.path) if link else entry.is_file())):
+                elif folder.is_image_file(entry.name) and not entry.name.startswith(".") and is_file(entry):
                     found.append((here, entry.path))
     return [path for _, path in sorted(found)]
 

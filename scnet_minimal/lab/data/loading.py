@@ -1,6 +1,7 @@
 """From worker processes to the device: workers that stay for the next epoch, copies that overlap with computing."""
 import shutil
 import signal
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -41,6 +42,8 @@ def leave_signals_to_parent(worker_id: int) -> None:
     becomes of it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    sys.excepthook = lambda kind, error, trace: (                   # a parent that is gone is no news
+        None if issubclass(kind, (ConnectionError, EOFError)) else sys.__excepthook__(kind, error, trace))
 
 
 def warn_of_little_shared_memory(workers: int, batch_bytes: int) -> None:

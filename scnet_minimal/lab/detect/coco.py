@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 from torchvision.ops import box_convert
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from ..checks import TEXT, TEXTS, Number, Rule, check_fields, one_of, shown
+from ..checks import TEXT, TEXTS, Number, Rule, check_fields, is_file, one_of, shown
 from ..errors import DataError, FileError, UserError
 
 VOID = 255          # a pixel of a class map that counts for nothing
@@ -147,7 +147,7 @@ def _read(path: Path, folder: Path, parts: set[str]) -> dict:
             raise UserError(f"{path}: an id stands twice in {kind}.")
     images, categories = ({one["id"]: one for one in content[kind]} for kind in ("images", "categories"))
     with os.scandir(folder) as entries:
-        there = {entry.name for entry in entries if entry.is_file()}
+        there = {entry.name for entry in entries if is_file(entry)}
     if absent := next((name for name in (one["file_name"] for one in content["images"])
                        if name not in there and not os.path.isfile(folder / name)), None):
         raise UserError(f"{path} lists the image {shown(absent)}, and there is no such file in {folder}.")
