@@ -103,11 +103,13 @@ def test_every_notebook_is_in_the_table():
 
 
 def test_pictures_are_stored_outputs_of_the_notebooks():
+    """But for the still of the interactive page."""
     stored = {base64.b64decode(out["data"]["image/png"]) for path in (ROOT / "notebooks").glob("*.ipynb")
               for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] for out in cell.get("outputs", [])
               if "image/png" in out.get("data", {})}
     for picture in (ROOT / "notebooks" / "images").glob("*.png"):
-        assert picture.read_bytes() in stored and f"notebooks/images/{picture.name}" in README, picture.name
+        assert f"notebooks/images/{picture.name}" in README, picture.name
+        assert picture.read_bytes() in stored or picture.stem == "explore", picture.name
 
 
 def test_the_six_packages_have_the_same_ranges_wherever_they_are_named():
