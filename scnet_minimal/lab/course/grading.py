@@ -74,8 +74,8 @@ class Examiner:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "scnet_minimal.lab.course.examine"], cwd=course / "notebooks",
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True,
-            env={**os.environ, **folders, "OMP_NUM_THREADS": str(threads), "MPLBACKEND": "Agg",
-                 "PYTHONPATH": str(course), "PYTHONDONTWRITEBYTECODE": "1"})
+            env={**os.environ, **folders, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE",
+                 "MPLBACKEND": "Agg", "PYTHONPATH": str(course), "PYTHONDONTWRITEBYTECODE": "1"})
         self.isolated = bool(self._exchange({"imports": imports}, START_SECONDS).get("isolated"))
 
     def ask(self, request: dict, seconds: float, hidden: list[Path]) -> str:
