@@ -63,8 +63,15 @@ def exit_at_once_on_signals() -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, end)
-    show = sys.unraisablehook                   # a KeyboardInterrupt in a __del__ is lost; Interrupts raises it again
-    sys.unraisablehook = lambda raised: None if raised.exc_type is KeyboardInterrupt else show(raised)
+    show = sys.unraisablehook
+
+    def show_unless_interrupted(raised: Any) -> None:
+        # In a __del__ a KeyboardInterrupt is lost (Interrupts raises it again), and one within a loader's __init__
+        # leaves an object of which torch's __del__ knows nothing.
+        if raised.exc_type is not KeyboardInterrupt and "DataLoaderIter.__del__" not in repr(raised.object):
+            show(raised)
+
+    sys.unraisablehook = show_unless_interrupted
 
 
 def leave_to_parent(number: int) -> None:
