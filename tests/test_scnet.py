@@ -117,7 +117,7 @@ def test_compiles_into_one_graph(x, options):
 @pytest.mark.slow
 def test_training_step_compiles_into_one_graph(x):
     model = small()
-    torch.compile(model, fullgraph=True, backend="aot_eager")(x).sum().backward()
+    torch.compile(model, fullgraph=True, backend="eager")(x).sum().backward()
     assert all(p.grad is not None for p in model.parameters())
 
 

@@ -111,4 +111,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)        # a shell's background jobs start with it ignored
     sys.exit(main())
