@@ -17,6 +17,7 @@ def shapes_of(build) -> nn.Module:
         return build()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, published_giga_flops", [
     ("scnet50", 7.9), ("scnet50_v1d", 9.4), ("scnet101", 14.4), ("scnet101_v1d", None)])
 def test_the_four_networks_cost_what_their_authors_code_does_and_what_they_published(name, published_giga_flops):

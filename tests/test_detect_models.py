@@ -54,6 +54,7 @@ def test_on_resnet50_the_detectors_are_torchvisions_own(task, theirs):
         k: v for k, v in shapes(reference).items() if ".body." not in k}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head, theirs", [("fcn", "fcn_resnet50"), ("deeplab", "deeplabv3_resnet50")])
 def test_on_resnet50_the_class_maps_are_torchvisions_own_at_output_stride_8(head, theirs):
     with torch.device("meta"):
@@ -66,6 +67,7 @@ def test_on_resnet50_the_class_maps_are_torchvisions_own_at_output_stride_8(head
         assert model.network.backbone(torch.zeros(1, 3, 64, 64, device="meta"))["out"].shape == (1, 2048, 8, 8)
 
 
+@pytest.mark.slow
 def test_every_builder_of_ours_can_carry_the_heads():
     with torch.device("meta"):
         for arch in OURS:

@@ -66,6 +66,7 @@ def test_a_run_leaves_its_folder(finished):
     assert "val_miou" in next(csv.reader((finished / "history.csv").open()))
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_the_command_that_it_prints_resumes_to_the_same_weights(finished, tmp_path, capsys,
                                                                                  monkeypatch):
     with monkeypatch.context() as patch:

@@ -207,6 +207,7 @@ def test_compiles_into_one_graph(fused):
         torch.testing.assert_close(compiled(x), fused.layer2(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_export_goes_to_a_file_and_back_with_a_dynamic_batch(fused):
     dynamic = ({0: torch.export.Dim("batch", min=1, max=64)},)
     program = torch.export.export(fused, (torch.randn(2, 3, 64, 64),), dynamic_shapes=dynamic)

@@ -74,6 +74,7 @@ def data(squares, tmp_path_factory):
     return str(squares(tmp_path_factory.mktemp("squares"), 20, val=6))
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_as_one_that_was_not(data, tmp_path, monkeypatch):
     job = {"kind": "scnet", "seed": 3, "epochs": 2, "size": 16}
     whole = photographs.train_kind(job, data, tmp_path / "whole")

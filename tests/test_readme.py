@@ -83,6 +83,7 @@ def test_command_lines_are_found_wherever_they_stand():
     assert list(command_lines(in_code(page))) == [("b", ["p q", "--z"]), ("a", ["x", "--y", "1"])]
 
 
+@pytest.mark.slow
 def test_the_examples_run():
     names = {}
     for block in re.findall(r"```python\n(.*?)```", README, re.S):

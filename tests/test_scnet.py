@@ -78,6 +78,7 @@ def test_channels_classes_and_widths_are_what_was_asked_for():
 
 # --- the plain twin -------------------------------------------------------------------------------------------------
 
+@pytest.mark.slow
 @pytest.mark.parametrize("output_stride, dilate", [(32, [False] * 3), (16, [False, False, True]),
                                                    (8, [False, True, True])])
 def test_plain_twin_is_torchvisions_resnet(output_stride, dilate):
@@ -121,6 +122,7 @@ def test_training_step_compiles_into_one_graph(x):
     assert all(p.grad is not None for p in model.parameters())
 
 
+@pytest.mark.slow
 def test_exports_with_a_dynamic_batch(x):
     model = small().eval()
     batch = torch.export.Dim("batch", min=1, max=64)

@@ -92,6 +92,7 @@ def test_help_teaches(capsys):
     assert all(len(text) <= 120 for text in shown.splitlines())
 
 
+@pytest.mark.slow
 def test_recipes_give_way_to_flags_and_suit_the_data():
     def settled(*argv):
         args = command.parser().parse_args([*argv, "--output", "/nowhere/x"])
@@ -347,6 +348,7 @@ def test_a_wrong_environment(folder, tmp_path, capsys, monkeypatch, environment,
     assert fact in fails(capsys, line(folder, tmp_path / "x"))
 
 
+@pytest.mark.slow
 def test_waiting_for_others_says_where_and_ends_in_time(folder, tmp_path, capsys):
     wait = ["--world-size", "2", "--rank", "0", "--dist-timeout", "1", "--dist-backend", "gloo"]
     assert command.main(line(folder, tmp_path / "x", *wait, "--dist-url", "tcp://127.0.0.1:0")) == 2
