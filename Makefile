@@ -26,10 +26,11 @@ walkthrough: .venv/.tools
 lab: .venv/.ready
 	$(BIN)/python -m jupyterlab notebooks
 
-# Tests run in two processes with one thread each; a file, and so a notebook, stays within one of them.
+# Tests run in two processes with one thread each; a file, and so a notebook, stays within one of them. The longest come
+# first, so that both processes end at the same time.
 test: .venv/.tools
 	@if [ -n "$(EXTRA)" ]; then $(BIN)/python -m pip install --quiet $(EXTRA); fi
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --nbval tests notebooks
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --nbval notebooks tests
 
 check: .venv/.tools
 	$(BIN)/python -m ruff check
