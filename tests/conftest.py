@@ -1,6 +1,7 @@
-"""Runs before torch is imported; and the little data set that several files train on."""
+"""Runs before torch is imported; the little data set that several files train on; and a browser."""
 import functools
 import os
+import shutil
 import sys
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")    # idle CPU threads sleep: tests of two suites can share a machine
@@ -35,3 +36,17 @@ def no_mps():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.backends.mps, "is_available", functools.cache(lambda: False))
         yield
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """The system's Chromium, under playwright; without one of them, a skip."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    with playwright.sync_playwright() as p:
+        try:
+            chromium = p.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu"])
+        except playwright.Error as error:
+            pytest.skip(f"no Chromium: {str(error).splitlines()[0]}")
+        yield chromium
+        chromium.close()

@@ -5,7 +5,6 @@ Its networks and its game run in a real browser: skipped without playwright or w
 import base64
 import json
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -38,19 +37,6 @@ def trained(block: str) -> nn.Module:
     net = dots.network(dots.BLOCKS[block].make())
     net.load_state_dict(read_weights(zoo.trained(f"dots_{block}")))
     return net.eval()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    with playwright.sync_playwright() as p:
-        try:
-            chromium = p.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu"])
-        except playwright.Error as error:
-            pytest.skip(f"no Chromium: {str(error).splitlines()[0]}")
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture

@@ -36,9 +36,15 @@ def exit_code(work: Callable[[], int | None]) -> int:
         return 130
 
 
-def run_command(main: Callable[[], int]) -> None:
-    """main() as this whole process: `if __name__ == "__main__": run_command(main)`."""
-    exit_at_once_on_signals()
+def run_command(main: Callable[[], int], *, cleans_up: bool = False) -> None:
+    """main() as this whole process: `if __name__ == "__main__": run_command(main)`.
+
+    cleans_up: Ctrl-C is a KeyboardInterrupt, for a main() that ends what it started; else it ends the process at once.
+    """
+    if cleans_up:
+        signal.signal(signal.SIGINT, signal.default_int_handler)    # a shell's background jobs start with it ignored
+    else:
+        exit_at_once_on_signals()
     try:
         code = main()
     finally:

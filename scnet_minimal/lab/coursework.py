@@ -7,22 +7,21 @@
 One source serves teachers and students: notebooks/TEACHING.md says how exercises are written.
 """
 import argparse
-import os
-import sys
 from pathlib import Path
 
 from .checks import Number, place
-from .command_line import Parser, exit_code
+from .command_line import Parser, exit_code, run_command
 from .course.grading import grade
 from .course.handout import make_handout
 from .course.notebooks import NOTEBOOKS, choose_notebooks
 from .course.stamp import stamp, stamped_address
+from .device import cores
 
 COMMAND = "python -m scnet_minimal.lab.coursework"
 
 
 def parser() -> Parser:
-    raw, cores = argparse.RawDescriptionHelpFormatter, os.cpu_count() or 1
+    raw = argparse.RawDescriptionHelpFormatter
     p = Parser(prog=COMMAND, description=__doc__, formatter_class=raw)
     commands = p.add_subparsers(dest="command", required=True)
 
@@ -42,7 +41,7 @@ def parser() -> Parser:
     one.add_argument("folder", type=place, metavar="FOLDER", help="holds one folder per student, named after them")
     one.add_argument("--out", type=place, default=Path("grades.csv"), help="the table (%(default)s)")
     one.add_argument("--only", nargs="+", default=[], metavar="NUMBER", help="notebooks to grade, as in 01 03 (all)")
-    one.add_argument("--jobs", type=Number(int, 1, 1024), default=max(1, cores // 2), help="at once (%(default)s)")
+    one.add_argument("--jobs", type=Number(int, 1, 1024), default=max(1, cores() // 2), help="at once (%(default)s)")
     one.add_argument("--cell-seconds", type=Number(float, 1, 10**7), default=300,
                      help="time limit of an exercise (%(default)s)")
     one.add_argument("--seconds", type=Number(float, 1, 10**7), default=1800,
@@ -71,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"stamped with {address}: look at the changes, then commit them")
         else:
             rows = grade(args.folder, args.out, choose_notebooks(args.notebooks, args.only), jobs=args.jobs,
-                         threads=max(1, (os.cpu_count() or 1) // args.jobs), cell_seconds=args.cell_seconds,
+                         threads=max(1, cores() // args.jobs), cell_seconds=args.cell_seconds,
                          seconds=args.seconds)
             for student in dict.fromkeys(row["student"] for row in rows):
                 own = [row for row in rows if row["student"] == student]
@@ -82,4 +81,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main, cleans_up=True)

@@ -20,7 +20,7 @@ from nbclient import NotebookClient
 from tqdm import tqdm
 
 from .checks import make_folder, place
-from .command_line import Parser, exit_code
+from .command_line import Parser, exit_code, run_command
 from .course.grading import end_process_tree
 from .course.notebooks import NOTEBOOKS, choose_notebooks, code_cells, findings, read_notebook, title
 from .course.pages import Walk, write_front_page, write_notebook_page
@@ -111,5 +111,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)        # a shell's background jobs start with it ignored
-    sys.exit(main())
+    run_command(main, cleans_up=True)

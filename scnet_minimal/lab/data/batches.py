@@ -10,7 +10,6 @@ A set that fits in memory is decoded once and kept on the device as one uint8 te
 normalizing are then a few tensor operations per batch; no worker has to keep up with the network. A larger
 set is decoded as it is needed, by torch's DataLoader. Both are used in the same way.
 """
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -20,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..device import resolve_device
+from ..device import cores, resolve_device
 from ..errors import UserError
 from .download import locate
 from .images import (
@@ -228,7 +227,7 @@ def load_data(source: str | Path, *, size: int = 128, batch_size: int = 64,
     if not 0 < scale[0] <= scale[1] <= 1:
         raise UserError(f"scale must be (smallest, largest) share of the area, within (0, 1]; got {scale}.")
     device = resolve_device(device)     # a device that is not there fails here, before any decoding
-    workers = min(8, os.cpu_count() or 1) if workers is None else workers
+    workers = min(8, cores()) if workers is None else workers
 
     folder = locate(source, root, download)
     stand_in = only_val and not any(folder.glob("train*"))

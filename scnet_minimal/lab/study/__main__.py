@@ -1,6 +1,5 @@
 """What the notebooks read, made by commands: python -m scnet_minimal.lab.study -h names them."""
 import argparse
-import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -13,6 +12,7 @@ from ..checks import Number, check_writable, make_folder, place
 from ..command_line import Parser, exit_code, run_command
 from ..data.download import locate
 from ..data.toynette import write_toynette
+from ..device import cores
 from ..errors import UserError
 from ..train.checkpoint import read_checkpoint, write_torch
 from . import dots, explore, photographs
@@ -88,7 +88,7 @@ def run_dots(args: argparse.Namespace) -> None:
     jobs = [{"block": block, "seed": seed, "pictures": args.pictures, **where}
             for seed in range(args.seeds) for block in args.blocks]
     ran = record(args.out, jobs, dots.play, key=KEY, threads=args.threads, isa=args.isa,
-                 processes=args.jobs or max(1, (os.cpu_count() or 1) // args.threads))
+                 processes=args.jobs or max(1, cores() // args.threads))
     print(f"{args.out}: {ran} new runs, {len(read_rows(args.out))} in all")
 
 
@@ -127,7 +127,7 @@ def add_photographs(commands) -> None:
                         help=f"of every run (default {photographs.EPOCHS})")
     parser.add_argument("--size", type=Number(int, 8, 4096), default=photographs.PIXELS, metavar="PX",
                         help=f"side of the images (default {photographs.PIXELS})")
-    parser.add_argument("--processes", type=Number(int, 1, 1024), default=os.cpu_count(), metavar="N",
+    parser.add_argument("--processes", type=Number(int, 1, 1024), default=cores(), metavar="N",
                         help="runs at the same time, one thread each (default: one per core)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="for all processes (default cpu)")
     parser.add_argument("--runs", type=place, default=Path("runs", "photographs"), metavar="DIR",
