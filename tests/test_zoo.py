@@ -82,6 +82,15 @@ def test_the_trained_networks_are_there_and_load():
         load_weights(zoo.create_model(arch, 10), zoo.trained(arch, int(seed)))
 
 
+def test_those_trained_on_photographs_keep_the_names_of_their_fifty_classes():
+    for name in zoo.PHOTOGRAPHS:
+        kind, seed = name.rsplit("_", 1)
+        path = zoo.trained(kind, int(seed))
+        classes = torch.load(path, weights_only=True)["classes"]
+        assert len(set(classes)) == 50 and all(classes)
+        load_weights(zoo.create_model("scnet_toy" if "scnet" in kind else "resnet_toy", 50), path)
+
+
 def test_outside_of_the_checkout_they_are_found_above_the_working_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(zoo, "TRAINED_FOLDER", tmp_path / "installed")
     below = tmp_path / "course" / "notebooks"

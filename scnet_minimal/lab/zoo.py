@@ -29,6 +29,7 @@ OURS = {
     "scnet_toy": partial(SCNet, **_TOY), "resnet_toy": partial(SCNet, **_TOY, **_PLAIN),
 }
 TRAINED = [f"{arch}_{seed}" for arch in ("scnet_toy", "resnet_toy") for seed in (0, 1, 2)]
+PHOTOGRAPHS = [f"photographs_{kind}_{seed}" for kind in ("scnet", "plain") for seed in (0, 1, 2)]
 TRAINED_FOLDER = Path(__file__).resolve().parents[2] / "data" / "trained"
 
 
@@ -98,7 +99,10 @@ def fetch_imagenet(name: str, version: str = "DEFAULT") -> Path:
 
 
 def trained(arch: str, seed: int = 0) -> Path:
-    """The file of a small network trained on Toynette: "scnet_toy" or its plain twin "resnet_toy", seeds 0, 1 and 2.
+    """The file of a small network, seeds 0, 1 and 2, of two kinds and their plain twins.
+
+    "scnet_toy", "resnet_toy": trained on Toynette, 10 classes.  "photographs_scnet", "photographs_plain": scnet_toy and
+    resnet_toy trained on 50 classes of ImageNet at 64 px; the file keeps their names under "classes".
 
     MissingFileError if it is neither in the checkout nor in a data/trained above the working folder.
     """
@@ -108,4 +112,4 @@ def trained(arch: str, seed: int = 0) -> Path:
         if (folder / file).is_file():
             return folder / file
     raise MissingFileError(f"There is no {file} in {TRAINED_FOLDER}, nor in a data/trained above the working folder.\n"
-                           f"These come with the repository: {', '.join(TRAINED)}.")
+                           f"These come with the repository: {', '.join(TRAINED + PHOTOGRAPHS)}.")

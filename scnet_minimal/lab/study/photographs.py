@@ -31,7 +31,7 @@ from ..train.checkpoint import Keeper, read_checkpoint
 from ..zoo import create_model
 from .compare import Interval, both_interval, findable, picture_interval, t_interval
 
-PIXELS, BATCH, EPOCHS, LR = 64, 64, 8, 0.1    # side; photographs a step; passes; the peak of one cycle
+PIXELS, BATCH, EPOCHS, LR = 64, 64, 4, 0.1    # side; photographs a step; passes; the peak of one cycle
 PAIRS, SEEDS = 8, 4                         # seeds of scnet and plain; of every other kind
 RUN = ("kind", "seed", "epochs", "size")    # of a row: what makes two runs the same run
 ABOUT = ("epochs", "size", "classes", "train", "val")       # of a row: what runs that are compared have in common
