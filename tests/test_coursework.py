@@ -110,6 +110,24 @@ def test_a_students_copy_lacks_the_answers_and_nothing_else(course):
             assert cell.source == own.source and cell.get("outputs") == own.get("outputs")
 
 
+def test_a_students_copy_holds_neither_the_exam_nor_the_teachers_page(course):
+    names = {path.name for path in course.rglob("*")}
+    assert "GLOSSARY.md" in names and not names & {"EXAM.md", "TEACHING.md"}
+    _, _, answers = (NOTEBOOKS / "EXAM.md").read_text(encoding="utf-8").partition("\n# Answers\n")
+    lines = [line.strip() for line in answers.splitlines() if len(line) > 60]
+    texts = [path.read_text(encoding="utf-8") for path in course.rglob("*") if path.suffix in (".md", ".py", ".ipynb")]
+    assert len(lines) > 90 and not [line for line in lines if any(line in text for text in texts)]
+
+
+def test_the_exam_has_ten_questions_and_ten_answers_for_each_notebook():
+    titles = [nbformat.read(path, as_version=4).cells[0].source.splitlines()[0][2:] for path in PATHS]
+    halves = (NOTEBOOKS / "EXAM.md").read_text(encoding="utf-8").split("\n# Answers\n")
+    for half in halves:
+        parts = re.split(r"^## ", half, flags=re.M)[1:]
+        assert [part[:5] for part in parts] == [title[:5] for title in titles]
+        assert all(re.findall(r"^(\d+)\. ", part, re.M) == [str(n) for n in range(1, 11)] for part in parts)
+
+
 def test_a_students_copy_runs_by_itself(course):
     assert {path.name for path in course.iterdir()} >= {"notebooks", "scnet_minimal", "data", "requirements.txt",
                                                         "pyproject.toml", "README.md"}
