@@ -119,6 +119,15 @@ def test_a_students_copy_holds_neither_the_exam_nor_the_teachers_page(course):
     assert len(lines) > 90 and not [line for line in lines if any(line in text for text in texts)]
 
 
+def test_the_teachers_table_has_the_minutes_and_points_of_the_exercises():
+    page = (NOTEBOOKS / "TEACHING.md").read_text(encoding="utf-8")
+    told = [[int(n) for n in row] for row in re.findall(r"^\| \d\d · .*\| (\d+) min, (\d+) points \|$", page, re.M)]
+    heads = [re.findall(r"^[●○]{3} · (\d+) minutes · (\d+) points?$",
+                        "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells), re.M)
+             for path in PATHS]
+    assert told == [[sum(map(int, column)) for column in zip(*head)] for head in heads]
+
+
 def test_the_exam_has_ten_questions_and_ten_answers_for_each_notebook():
     titles = [nbformat.read(path, as_version=4).cells[0].source.splitlines()[0][2:] for path in PATHS]
     halves = (NOTEBOOKS / "EXAM.md").read_text(encoding="utf-8").split("\n# Answers\n")
