@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from scnet_minimal.lab.study import dots
+from scnet_minimal.lab.study.compare import t_interval
 from scnet_minimal.lab.study.record import recorded
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -126,3 +127,20 @@ def test_the_numbers_beside_the_game_are_the_records():
     medians = [statistics.median(float(row["iou"]) for row in rows if row["block"] == block)
                for block in ("two", "dilated4", "sc4")]
     assert [f"{median:.2f}" for median in medians] == list(told)
+
+
+def points(interval):
+    return "{} ({} to {})".format(*(f"{100 * value:+.1f}".replace("-", "−") for value in interval))
+
+
+def test_the_claims_about_the_game_are_the_records():
+    rows = [row for row in recorded("dots") if int(row["pictures"]) == dots.PICTURES and row["threads"] == "1"
+            and (row["isa"], row["torch"]) == ("avx2", "2.15.0")]
+
+    def over(other, column):
+        iou = {(row["block"], row["seed"]): float(row[column]) for row in rows}
+        return t_interval([iou["sc4", seed] - iou[other, seed] for block, seed in iou if block == "sc4"])
+
+    text = " ".join(README.split())
+    assert f"dots 6 px apart: {points(over('sc1', 'iou_6'))} points of IoU over $r = 1$" in text
+    assert f"in the game {points(over('sc4_max', 'iou'))} points of IoU" in text
