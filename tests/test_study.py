@@ -194,4 +194,4 @@ def test_the_record_is_complete_and_every_run_stands_in_it_once():
 
 
 def test_the_page_shows_the_table_of_the_record():
-    assert study.table(recording.read_rows(DOTS)) in (DOTS.parent / "README.md").read_text(encoding="utf-8")
+    assert dots.dots_table(recording.read_rows(DOTS)) in (DOTS.parent / "README.md").read_text(encoding="utf-8")

@@ -15,13 +15,14 @@ from ..data.toynette import write_toynette
 from ..device import cores
 from ..errors import UserError
 from ..train.checkpoint import read_checkpoint, write_torch
-from . import dots, explore, photographs
+from . import dots, explore, looks, photographs
 from .figures import PLAIN, SC, seeds_and_differences
-from .record import LEVELS, QUANTILES, quantiles, read_rows, record, setting
+from .record import LEVELS, read_rows, record, setting
 
 COMMAND = "python -m scnet_minimal.lab.study"
 DOTS = Path("data", "studies", "dots.csv")
 PHOTOGRAPHS = Path("data", "studies", "photographs.csv")
+LOOKED = Path("data", "studies", "looks.csv")
 PAGE = Path("notebooks", "explore.html")
 KEY = ("block", "seed", "pictures", "isa", "threads", "torch", "processor")
 KEPT = ("plain", "two", "dilated4", "se", "coarse", "sc1", "sc4", "sc8")      # trained networks for the notebooks
@@ -74,7 +75,7 @@ def add_dots(commands) -> None:
 
 def run_dots(args: argparse.Namespace) -> None:
     if args.table:
-        print(table(read_rows(args.out)))
+        print(dots.dots_table(read_rows(args.out)))
         return
     if args.keep:
         make_folder(args.keep)
@@ -92,27 +93,6 @@ def run_dots(args: argparse.Namespace) -> None:
     print(f"{args.out}: {ran} new runs, {len(read_rows(args.out))} in all")
 
 
-def table(rows: Sequence[dict]) -> str:
-    """Quantiles over seeds per setting and block, in points of IoU, and the median at each distance."""
-    by = ("pictures", "isa", "threads", "torch", "processor", "block")
-    overall = quantiles(rows, by, "iou")
-    at = {d: quantiles(rows, by, f"iou_{d}") for d in dots.DISTANCES}
-    heads = ["min" if q == 0 else "max" if q == 1 else f"{q:.0%}" for q in QUANTILES]
-    lines = []
-    for where in dict.fromkeys(group[:-1] for group in overall):
-        pictures, isa, threads, torch, processor = where
-        lines += ["", f"{pictures} pictures, {isa}, {threads} thread{'s' * (threads != '1')} a run, torch {torch}, "
-                      f"{processor}", "",
-                  f"{'block':16} {'n':>2}  {' '.join(f'{h:>4}' for h in heads)}  |  median at "
-                  + " ".join(f"{d:>3}" for d in dots.DISTANCES) + " px"]
-        for block in dots.BLOCKS:
-            if group := overall.get((*where, block)):
-                medians = [at[d][(*where, block)][1][QUANTILES.index(0.5)] for d in dots.DISTANCES]
-                lines.append(f"{block:16} {group[0]:2}  {' '.join(f'{100 * v:4.1f}' for v in group[1])}  |  {'':9} "
-                             + " ".join(f"{100 * v:3.0f}" for v in medians))
-    return "\n".join(lines[1:]) or "no runs yet"
-
-
 # --- photographs ------------------------------------------------------------------------------------------------------
 
 def add_photographs(commands) -> None:
@@ -121,17 +101,8 @@ def add_photographs(commands) -> None:
         description="Trains the small networks of study/photographs.py, 8 seeds of SCNet and its plain twin and 4 of "
                     "each other kind, and appends a row for each to a table. Runs that the table has already are left "
                     "out; one that was interrupted resumes from its last epoch.")
-    parser.add_argument("--data", default="tiny-imagenet-50", metavar="DIR",
-                        help="a data set's name or folder (default tiny-imagenet-50, downloaded if it is missing)")
-    parser.add_argument("--epochs", type=Number(int, 1, 10**6), default=photographs.EPOCHS, metavar="N",
-                        help=f"of every run (default {photographs.EPOCHS})")
-    parser.add_argument("--size", type=Number(int, 8, 4096), default=photographs.PIXELS, metavar="PX",
-                        help=f"side of the images (default {photographs.PIXELS})")
-    parser.add_argument("--processes", type=Number(int, 1, 1024), default=cores(), metavar="N",
-                        help="runs at the same time, one thread each (default: one per core)")
+    add_common(parser)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="for all processes (default cpu)")
-    parser.add_argument("--runs", type=place, default=Path("runs", "photographs"), metavar="DIR",
-                        help="checkpoints (default runs/photographs)")
     parser.add_argument("--out", type=place, default=PHOTOGRAPHS, metavar="CSV",
                         help=f"the table (default {PHOTOGRAPHS})")
     instead = parser.add_mutually_exclusive_group()
@@ -140,6 +111,20 @@ def add_photographs(commands) -> None:
     instead.add_argument("--keep", type=place, metavar="FOLDER",
                          help="write the trained networks of seeds 0 to 2 of SCNet and twin there, in half precision")
     parser.set_defaults(run=run_photographs)
+
+
+def add_common(parser) -> None:
+    """What the study on photographs and the looks at its networks have in common."""
+    parser.add_argument("--data", default="tiny-imagenet-50", metavar="DIR",
+                        help="a data set's name or folder (default tiny-imagenet-50, downloaded if it is missing)")
+    parser.add_argument("--epochs", type=Number(int, 1, 10**6), default=photographs.EPOCHS, metavar="N",
+                        help=f"of every run (default {photographs.EPOCHS})")
+    parser.add_argument("--size", type=Number(int, 8, 4096), default=photographs.PIXELS, metavar="PX",
+                        help=f"side of the images (default {photographs.PIXELS})")
+    parser.add_argument("--processes", type=Number(int, 1, 1024), default=cores(), metavar="N",
+                        help="runs at the same time, one thread each (default: one per core)")
+    parser.add_argument("--runs", type=place, default=Path("runs", "photographs"), metavar="DIR",
+                        help="checkpoints (default runs/photographs)")
 
 
 def run_photographs(args: argparse.Namespace) -> None:
@@ -190,6 +175,32 @@ def keep_photographs(args: argparse.Namespace, jobs: list[dict]) -> None:
             file = args.keep / f"photographs_{job['kind']}_{job['seed']}.pt"
             write_torch(file, {"classes": state["classes"], "state_dict": half_precision(state["state_dict"])})
             print(f"{file}: {100 * state['history'][-1]['val_top1']:.2f} %")
+
+
+def add_looks(commands) -> None:
+    parser = commands.add_parser(
+        "looks", help="what the networks of photographs look at: their gates, maps and fields",
+        description="Measures the networks that photographs has trained, by their checkpoints: accuracy with other "
+                    "gates, Grad-CAM in the boxes of objects, effective fields (study/looks.py).  Appends the rows of "
+                    "each look to a table; looks that the table has already are left out.")
+    add_common(parser)
+    parser.add_argument("--out", type=place, default=LOOKED, metavar="CSV", help=f"the table (default {LOOKED})")
+    parser.add_argument("--table", action="store_true", help="print what the table holds and measure nothing")
+    parser.set_defaults(run=run_looks)
+
+
+def run_looks(args: argparse.Namespace) -> None:
+    if args.table:
+        print(looks.looks_table(read_rows(args.out)))
+        return
+    jobs = looks.look_jobs(args.runs, args.epochs, args.size)
+    if not jobs:
+        raise UserError(f"{args.runs} holds no finished run of {args.epochs} epochs at {args.size} px: train some with "
+                        f"{COMMAND} photographs.")
+    work = partial(looks.look_once, folder=str(locate(args.data, download=True).resolve()), runs=args.runs,
+                   where=setting("native", 1))
+    ran = record(args.out, jobs, work, key=looks.LOOK, processes=args.processes)
+    print(f"{args.out}: {ran} new looks, {len(read_rows(args.out))} rows in all")
 
 
 def add_explore(commands) -> None:
@@ -257,7 +268,7 @@ def parser() -> Parser:
     p = Parser(prog=COMMAND, description="Makes what the notebooks read: recorded studies, small trained networks, the "
                                          "drawn data set.")
     commands = p.add_subparsers(dest="command", required=True, metavar="STUDY")
-    for add in (add_dots, add_photographs, add_explore, add_trained, add_toynette):
+    for add in (add_dots, add_photographs, add_looks, add_explore, add_trained, add_toynette):
         add(commands)
     return p
 

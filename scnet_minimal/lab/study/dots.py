@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from ...scnet import SCConv, SelfCalibration
 from .ghost import GhostModule
+from .record import QUANTILES, quantiles
 
 CHANNELS = 16                       # that the stem gives and the block keeps
 SIZE = 24                           # of the map, px; 8 divides it, the largest pooling here
@@ -223,3 +224,24 @@ def play(job: dict) -> dict:
     scores = score(net, job["seed"])
     row = {**job, "cpu_s": f"{time.process_time() - start:.1f}", "iou": f"{scores['all']:.4f}"}
     return row | {f"iou_{d}": f"{scores[d]:.4f}" for d in DISTANCES}
+
+
+def dots_table(rows: Sequence[dict]) -> str:
+    """Quantiles over seeds per setting and block, in points of IoU, and the median at each distance."""
+    by = ("pictures", "isa", "threads", "torch", "processor", "block")
+    overall = quantiles(rows, by, "iou")
+    at = {d: quantiles(rows, by, f"iou_{d}") for d in DISTANCES}
+    heads = ["min" if q == 0 else "max" if q == 1 else f"{q:.0%}" for q in QUANTILES]
+    lines = []
+    for where in dict.fromkeys(group[:-1] for group in overall):
+        pictures, isa, threads, version, processor = where
+        lines += ["", f"{pictures} pictures, {isa}, {threads} thread{'s' * (threads != '1')} a run, torch {version}, "
+                      f"{processor}", "",
+                  f"{'block':16} {'n':>2}  {' '.join(f'{h:>4}' for h in heads)}  |  median at "
+                  + " ".join(f"{d:>3}" for d in DISTANCES) + " px"]
+        for block in BLOCKS:
+            if group := overall.get((*where, block)):
+                medians = [at[d][(*where, block)][1][QUANTILES.index(0.5)] for d in DISTANCES]
+                lines.append(f"{block:16} {group[0]:2}  {' '.join(f'{100 * v:4.1f}' for v in group[1])}  |  {'':9} "
+                             + " ".join(f"{100 * v:3.0f}" for v in medians))
+    return "\n".join(lines[1:]) or "no runs yet"

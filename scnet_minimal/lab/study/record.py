@@ -2,8 +2,8 @@
 
     record("data/studies/x.csv", jobs, work, key=("block", "seed"), processes=2)
 
-runs work(job) -> row for every job whose key no row has yet.  A row is appended in one write when its run is done, so a
-killed recording loses no finished run, and two recordings may share a table.
+runs work(job) -> row, or rows, for every job whose key no row has yet.  They are appended in one write when the run is
+done, so a killed recording loses no finished run, and two recordings may share a table.
 """
 import contextlib
 import csv
@@ -55,13 +55,14 @@ def recorded(name: str) -> list[dict[str, str]]:
                            "comes with the repository.")
 
 
-def append_row(path: str | Path, row: dict) -> None:
-    """Add a row, with the names of its columns first if the file is new; on disk when this returns.
+def append_row(path: str | Path, *rows: dict) -> None:
+    """Add a row, or several in one write, with the names of the columns first if the file is new; on disk when this
+    returns.
 
     UserError if the table has other columns.
     """
-    path, line = Path(path), io.StringIO(newline="")
-    writer = csv.DictWriter(line, list(row), lineterminator="\n")
+    path, lines, row = Path(path), io.StringIO(newline=""), rows[0]
+    writer = csv.DictWriter(lines, list(row), lineterminator="\n")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a+b") as file:
@@ -77,8 +78,8 @@ def append_row(path: str | Path, row: dict) -> None:
                 file.seek(-1, os.SEEK_END)
                 if file.read() != b"\n":
                     drop_torn_line(file)
-            writer.writerow(row)
-            file.write(line.getvalue().encode())                        # at the end, whoever else writes
+            writer.writerows(rows)
+            file.write(lines.getvalue().encode())                       # at the end, whoever else writes
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
@@ -127,9 +128,10 @@ def environ(values: dict[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def record(path: str | Path, jobs: Sequence[dict], work: Callable[[dict], dict], *, key: Sequence[str],
+def record(path: str | Path, jobs: Sequence[dict], work: Callable[[dict], dict | list[dict]], *, key: Sequence[str],
            processes: int = 1, threads: int = 1, isa: str = "native") -> int:
-    """Append work(job) for every job of which the table has no row with the same `key` columns; how many ran.
+    """Append work(job), a row or several, for every job of which the table has no row with the same `key` columns; how
+    many ran.
 
     work must be importable by name: it runs in new processes, with `threads` threads each.
     """
@@ -139,9 +141,9 @@ def record(path: str | Path, jobs: Sequence[dict], work: Callable[[dict], dict],
         return 0
     with environ({**environment(isa), "OMP_NUM_THREADS": str(threads)}), multiprocessing.get_context("spawn").Pool(
             min(processes, len(todo)), start_worker, (threads,)) as pool:
-        for row in tqdm(pool.imap_unordered(work, todo), total=len(todo), unit="run", desc=Path(path).stem,
-                        file=sys.stdout):
-            append_row(path, row)
+        for rows in tqdm(pool.imap_unordered(work, todo), total=len(todo), unit="run", desc=Path(path).stem,
+                         file=sys.stdout):
+            append_row(path, *([rows] if isinstance(rows, dict) else rows))
     return len(todo)
 
 
