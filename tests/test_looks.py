@@ -191,6 +191,14 @@ def test_the_field_of_each_stage_fits_in_its_window():
     assert size["2", "untrained", "half"] != size["2", "trained", "half"]
 
 
+def test_a_gaussian_s_side_above_is_as_in_the_formula():
+    """Responses exp(-d^2 / (2 s^2)) are above 4.55 % within a circle of the radius s * sqrt(2 ln 22)."""
+    d = torch.arange(129) - 64.0
+    squared = torch.exp(-(d[:, None] ** 2 + d ** 2) / 8 ** 2)
+    expected = 8 * (2 * np.pi * np.log(1 / 0.0455)) ** 0.5
+    assert looks.side_above(squared / squared.sum()) == pytest.approx(expected, rel=0.01)
+
+
 def test_an_untrained_network_gets_the_statistics_of_its_norms_and_learns_nothing():
     x, net = normalize(pictures(16).x), photographs.study_network("plain", 0, 10)
     before = [p.clone() for p in net.parameters()]
@@ -216,7 +224,7 @@ def test_looks_at_trained_networks_become_rows_that_pair(folder, tmp_path, monke
         append_row(table, *looks.look_once(job, folder, runs, setting("native", 1)))
     assert study.main(command) == 0 and "0 new looks" in capsys.readouterr().out
     rows = read_rows(table)
-    assert len(rows) == 2 * (21 + 12 + 24) + 2 * (12 + 24)
+    assert len(rows) == 2 * (21 + 12 + 32) + 2 * (12 + 32)
     even = looks.looked(rows, "scnet", "energy", "even")
     assert list(even) == [0, 1] and looks.paired(even, looks.looked(rows, "plain", "energy", "even")) == (0, 0, 0)
     assert study.main(["looks", "--table", "--out", str(table)]) == 0

@@ -21,7 +21,7 @@ from .record import LEVELS, read_rows, record, setting
 
 COMMAND = "python -m scnet_minimal.lab.study"
 DOTS = Path("data", "studies", "dots.csv")
-PHOTOGRAPHS = Path("data", "studies", "photographs.csv")
+PHOTOGRAPHED = Path("data", "studies", "photographs.csv")
 LOOKED = Path("data", "studies", "looks.csv")
 PAGE = Path("notebooks", "explore.html")
 KEY = ("block", "seed", "pictures", "isa", "threads", "torch", "processor")
@@ -103,8 +103,8 @@ def add_photographs(commands) -> None:
                     "out; one that was interrupted resumes from its last epoch.")
     add_common(parser)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="for all processes (default cpu)")
-    parser.add_argument("--out", type=place, default=PHOTOGRAPHS, metavar="CSV",
-                        help=f"the table (default {PHOTOGRAPHS})")
+    parser.add_argument("--out", type=place, default=PHOTOGRAPHED, metavar="CSV",
+                        help=f"the table (default {PHOTOGRAPHED})")
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--table", action="store_true", help="print what the table holds and train nothing")
     instead.add_argument("--figure", type=place, metavar="FILE", help="draw it, every seed a dot (.png, .svg)")

@@ -11,7 +11,7 @@ A row of the table is one number of one network, and value its measure:
     stage                               1 to 4, or all
     treatment                           of GATES; whose map, see box_scores(); of a field "untrained" or "trained"
     measure                             gates: accuracy;  boxes: energy, points, area (shares);  field: half,
-                                        nine tenths (the side in px), far (the share from more than FAR px away)
+                                        nine tenths, above (sides in px), far (the share from more than FAR px away)
     value, n                            and over how many pictures
 
     python -m scnet_minimal.lab.study looks             makes data/studies/looks.csv, and resumes it
@@ -187,9 +187,16 @@ def field_sizes(untrained: nn.Module, trained: nn.Module, pictures: Pictures) ->
             field = effective_field(net, f"layer{stage}", wide, draws=POSITIONS)
             inner = len(field) // 2 - FAR
             far = max(0.0, 1 - field[inner:-inner, inner:-inner].double().sum().item()) if inner > 0 else 0.0
-            for measure, value in (("half", field_side(field)), ("nine tenths", field_side(field, 0.9)), ("far", far)):
-                numbers.append((str(stage), state, measure, value, len(some)))
+            found = {"half": field_side(field), "nine tenths": field_side(field, 0.9), "above": side_above(field),
+                     "far": far}
+            numbers += [(str(stage), state, measure, value, len(some)) for measure, value in found.items()]
     return numbers
+
+
+def side_above(field: Tensor) -> float:
+    """The size of a field as in Luo et al. 2016: the root of the number of pixels to which the response is above 4.55 %
+    of the strongest.  (The field holds squared responses.)"""
+    return (field > 0.0455 ** 2 * field.max()).sum().item() ** 0.5
 
 
 @torch.no_grad()
@@ -247,12 +254,12 @@ def looks_table(rows: Sequence[dict]) -> str:
     lines, columns = [], [*map(str, STAGE_NUMBERS), "all"]
     for where in dict.fromkeys((row["epochs"], row["size"]) for row in rows):
         here = [row for row in rows if (row["epochs"], row["size"]) == where]
-        lines += ["", f"runs of {where[0]} epochs at {where[1]} px; in %, but half and nine tenths in px", "",
+        lines += ["", f"runs of {where[0]} epochs at {where[1]} px; shares in %, sides in px", "",
                   f"{'':49}  n " + "".join(f"{stage:>15}" for stage in columns)]
         for look, kind, measure, name in sorted({(row["look"], row["kind"], row["measure"], row["treatment"])
                                                  for row in here}, key=lambda group: list(LOOKS).index(group[0])):
             by_stage = {stage: list(looked(here, kind, measure, name, stage).values()) for stage in columns}
-            unit = 1 if measure in ("half", "nine tenths") else 100
+            unit = 1 if measure in ("half", "nine tenths", "above") else 100
             cells = [f"{unit * one.mean:8.2f} ±{unit * (one.high - one.mean):5.2f}" if one else "" for one in
                      (t_interval(values) if len(values) > 1 else None for values in by_stage.values())]
             lines.append(f"{look + ', ' + KINDS[kind][0] + ', ' + measure + ', ' + name:49.49} "
