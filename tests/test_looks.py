@@ -34,7 +34,8 @@ def folder(tmp_path_factory):
     features = hf.Features({"image": hf.Image(), "label": hf.ClassLabel(names=["low", "high"]),
                             "box": hf.Sequence(hf.Value("int32"))})
     for split, n in (("train", 6), ("validation", 1)):
-        rows = {"image": [encoded(box) for box in BOXES * n], "label": sorted([0, 1] * 2 * n), "box": BOXES * n}
+        boxes = [box for box in BOXES * n for _ in range(looks.EVERY)]
+        rows = {"image": [encoded(box) for box in boxes], "label": sorted([0, 1] * (len(boxes) // 2)), "box": boxes}
         hf.Dataset.from_dict(rows, features).to_parquet(root / f"{split}.parquet")
     return str(root)
 
