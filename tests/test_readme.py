@@ -14,6 +14,7 @@ import pytest
 
 from scnet_minimal.lab.study import dots
 from scnet_minimal.lab.study.compare import t_interval
+from scnet_minimal.lab.study.photographs import KINDS, comparisons
 from scnet_minimal.lab.study.record import recorded
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -144,3 +145,20 @@ def test_the_claims_about_the_game_are_the_records():
     text = " ".join(README.split())
     assert f"dots 6 px apart: {points(over('sc1', 'iou_6'))} points of IoU over $r = 1$" in text
     assert f"in the game {points(over('sc4_max', 'iou'))} points of IoU" in text
+
+
+def test_the_table_of_photographs_is_the_records():
+    rows, lines = recorded("photographs"), README.splitlines()
+    found = {one.kinds: one.seeds for one in comparisons(rows)}
+    for kind, (label, *_) in KINDS.items():
+        own = [row for row in rows if row["kind"] == kind]
+        one = [100 * float(row["top1"]) for row in own]
+        cells = [label, str(len(own)), f"{int(own[0]['parameters']):,}",
+                 f"{statistics.mean(one):.1f} ({min(one):.1f} to {max(one):.1f})",
+                 *([points(found["scnet", kind])] if ("scnet", kind) in found else [])]
+        assert "| " + " | ".join(cells) + " |" in [line.replace("| |", "|") for line in lines], label
+    text, main = " ".join(README.split()), comparisons(rows)[0]
+    assert f"would have found {100 * main.findable:.1f} points four times in five" in text
+    assert "new seeds the interval is " + points(main.both).partition("(")[2][:-1] in text
+    assert f"eight pairs: {points(main.seeds).replace(' ', ' points of top-1 ', 1)}" in text
+    assert f"four pairs: {points(found['scnet', 'r1'])}" in text
