@@ -346,10 +346,9 @@ def test_detectors_and_segmenters_train_in_half_precision(tmp_path, task):
 
 
 @needs_cuda
-@pytest.mark.parametrize("notebook", ["05_train_imagenette", "06_official_weights"])
-def test_a_notebook_that_uses_the_gpu_gives_its_stored_outputs(notebook):
-    run = subprocess.run([sys.executable, "-m", "pytest", "-q", "--nbval", f"notebooks/{notebook}.ipynb"], cwd=ROOT,
-                         capture_output=True, text=True, timeout=600)
+def test_a_notebook_that_uses_the_gpu_gives_its_stored_outputs():
+    run = subprocess.run([sys.executable, "-m", "pytest", "-q", "--nbval", "notebooks/05_train_imagenette.ipynb"],
+                         cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stdout[-4000:]
 
 
