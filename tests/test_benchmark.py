@@ -1,6 +1,8 @@
 """The benchmark: what it times is right, and it says what it cannot time."""
 import json
+import math
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -70,6 +72,18 @@ def test_every_run_runs_once_a_round_and_keeps_its_place():
 
 def test_ratios_are_taken_within_a_round():
     assert timing.ratio([10, 100, 1000], [5, 50, 500]) == 2       # the machine slowed down, the ratio did not
+
+
+def test_the_interval_of_a_ratio_holds_the_median_in_95_of_100_experiments():
+    assert timing.ratio_interval([2, 3, 4, 5, 6, 7, 8, 9, 90], [1] * 9) == (3, 9)      # 96 %: 1 - 2 * (1 + 9) / 2**9
+    assert timing.ratio_interval([9, 2, 7, 4, 5, 6], [1] * 6) == (2, 9)                # 97 %
+    draws, held = random.Random(0), 0
+    for _ in range(2000):
+        low, high = timing.ratio_interval([draws.expovariate(1) for _ in range(15)], [1] * 15)
+        held += low <= math.log(2) <= high
+    assert 0.95 <= held / 2000 <= 0.98                                                 # exactly 96.5 %
+    with pytest.raises(ValueError, match="at least 6 rounds, found 5"):
+        timing.ratio_interval([1] * 5, [1] * 5)
 
 
 def test_peak_memory_counts_what_lives_at_once():
