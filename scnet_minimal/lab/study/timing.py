@@ -18,7 +18,7 @@ from torch.profiler import profile
 
 
 def silence_tools() -> None:
-    """Keep the profiler, the compiler and torch.export.load from writing to stderr; to be called before the first use."""
+    """Keep the profiler, the compiler and torch.export.load from writing to stderr; call it before their first use."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)      # CUDA's tools without a GPU are fine
     warnings.filterwarnings("ignore", "The given buffer is not writable")       # torch 2.11, which only reads it
