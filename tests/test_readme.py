@@ -14,6 +14,7 @@ import pytest
 
 from scnet_minimal.lab.study import dots
 from scnet_minimal.lab.study.compare import t_interval
+from scnet_minimal.lab.study.looks import looked, paired
 from scnet_minimal.lab.study.photographs import KINDS, comparisons
 from scnet_minimal.lab.study.record import recorded
 
@@ -162,3 +163,9 @@ def test_the_table_of_photographs_is_the_records():
     assert "new seeds the interval is " + points(main.both).partition("(")[2][:-1] in text
     assert f"eight pairs: {points(main.seeds).replace(' ', ' points of top-1 ', 1)}" in text
     assert f"four pairs: {points(found['scnet', 'r1'])}" in text
+
+
+def test_the_claims_about_maps_are_the_records():
+    rows, text = recorded("looks"), " ".join(README.split())
+    for measure, words in (("energy", "points of its energy in the object's box"), ("area", "points of area")):
+        assert f"{points(paired(*(looked(rows, kind, measure, 'own') for kind in ('scnet', 'plain'))))} {words}" in text
