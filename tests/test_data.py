@@ -1,6 +1,7 @@
 """Images become batches: complete, upright, repeatable, with a clear error where something is wrong."""
 import hashlib
 import io
+import json
 import os
 import re
 import tarfile
@@ -463,6 +464,8 @@ def test_tables_without_class_names_are_an_error(tmp_path):
     (lambda t: t.set_column(0, "image", [t["image"].slice(0, 1).combine_chunks().take([None, 0])]), "row 0 .*image"),
     (lambda t: t.replace_schema_metadata({}), "label"), (lambda t: b"", "image"), (lambda t: b"PAR1 torn", "image"),
     (lambda t: t.replace_schema_metadata({"huggingface": '{"info": {"features": "x"}}'}), "label"),
+    (lambda t: t.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": {
+        "image": {"_type": "Image"}, "label": {"names": [1.5, {}], "_type": "ClassLabel"}}}})}), "text"),
 ])
 def test_a_table_that_would_fail_later_is_refused_when_it_is_read(tmp_path, change, fact):
     import pyarrow.parquet as pq

@@ -115,3 +115,8 @@ def test_an_image_without_objects_can_be_mirrored():
     target = {"boxes": torch.zeros(0, 4), "masks": torch.zeros(0, 8, 10, dtype=torch.uint8)}
     mirrored = mirror(torch.zeros(3, 8, 10), target)[1]
     assert mirrored["boxes"].shape == (0, 4) and mirrored["masks"].shape == (0, 8, 10)
+
+
+def test_scenes_too_small_to_draw_are_refused():
+    with pytest.raises(UserError, match="48 px.*32"):
+        load_scenes("toynette", "box", size=32, images=(1, 1), device="cpu")

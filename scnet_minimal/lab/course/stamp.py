@@ -14,7 +14,7 @@ FETCH = '''\
             subprocess.run(["git", "clone", "--quiet", "--depth=1",
                             "{address}", str(checkout[0])], check=True)
 '''
-_BADGE = r"\[!\[(?:Open in Colab|Run on Gradient)\]\(\S+\)\]\(\S+\)"
+_BADGE = r"\[!\[(?:Open in Colab|Run on Gradient)\]\([^\s()]+\)\]\([^\s()]+\)"
 _URLS = re.compile(r'^\[project\.urls\]\nRepository = "(.*)"\n', re.M)
 
 
@@ -52,9 +52,9 @@ def stamp(address: str, root: Path = ROOT) -> None:
             raise UserError(f"{path}: its first code cell is not the one that finds the package.")
         written[path] = nbformat.writes(notebook) + "\n"
     readme, project = root / "README.md", root / "pyproject.toml"
-    written[readme] = re.sub(rf"(\]\(notebooks/(\d\d_\w+\.ipynb)\))(?: {_BADGE})*",
-                             lambda link: f"{link[1]} {badges(address, link[2])}".rstrip(),
-                             readme.read_text(encoding="utf-8"))
+    row = rf"^(\| \[[^\]]+\]\(notebooks/(\d\d_\w+\.ipynb)\))(?: {_BADGE})*"         # of the table of notebooks
+    written[readme] = re.sub(row, lambda link: f"{link[1]} {badges(address, link[2])}".rstrip(),
+                             readme.read_text(encoding="utf-8"), flags=re.M)
     text, urls = project.read_text(encoding="utf-8"), f'[project.urls]\nRepository = "{address}"\n'
     written[project] = _URLS.sub(urls, text) if _URLS.search(text) else \
         text.replace("\n[tool.", f"\n{urls}\n[tool.", 1)

@@ -97,6 +97,8 @@ def _list_tables(tables: list[Path]) -> Listing:
         if "image" not in table.column_names or not getattr(table.features.get("label"), "names", None):
             raise UserError(f"{first} {expected}, has {table.features}.")
         classes = table.features["label"].names
+        if not all(isinstance(name, str) for name in classes):
+            raise UserError(f"{first} {expected}, and their names must be text: {shown(str(classes), 150)}.")
         images, labels = table.cast_column("image", hf.Image(decode=False))["image"], list(table["label"])
     except UserError:
         raise

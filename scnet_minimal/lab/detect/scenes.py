@@ -44,6 +44,7 @@ from .coco import CocoFolder, coco_truth, need_pycocotools
 
 FIRST_SEED = {"train": 2_000_000, "val": 3_000_000}     # of the scenes: beyond those of data/toynette
 MOST_OBJECTS = 4                                        # in a scene; more would be too small at 128 px
+SMALLEST = 48                                           # px, of a drawn scene: 24 for each object beside another
 # The order of COCO's 17 keypoints in a mirrored image: all but the nose are left or right.
 COCO_MIRROR = (0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15)
 
@@ -173,6 +174,8 @@ def load_scenes(source: str | Path, task: str, *, size: int = 128, images: tuple
     """
     device = resolve_device(device)
     if source == "toynette":
+        if size < SMALLEST:
+            raise UserError(f"Scenes are drawn at {SMALLEST} px or more, not at {size}: choose a larger size.")
         val = DrawnScenes("val", images[1], size, max(workers, 1))
         train = val if only_val else DrawnScenes("train", images[0], size, max(workers, 1))
         names, points, order, workers = list(toynette.CLASSES), list(toynette.KEYPOINTS), (), 0
