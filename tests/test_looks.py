@@ -14,6 +14,7 @@ from scnet_minimal.lab.errors import UserError
 from scnet_minimal.lab.study import __main__ as study
 from scnet_minimal.lab.study import looks, photographs
 from scnet_minimal.lab.study.record import append_row, read_rows, setting
+from scnet_minimal.lab.study.timing import settled
 
 BOXES = [(8, 20, 39, 55), (10, 0, 63, 30), (30, 34, 49, 53), (5, 40, 59, 60)]       # first and last column, row
 
@@ -54,7 +55,7 @@ def network(x):
     for module in net.modules():
         if isinstance(module, SelfCalibration):
             module.k2[2].weight.data.fill_(6)
-    looks.give_statistics(net, normalize(x))
+    settled(net, normalize(x)).eval()
     return net
 
 
@@ -203,7 +204,7 @@ def test_a_gaussian_s_side_above_is_as_in_the_formula():
 def test_an_untrained_network_gets_the_statistics_of_its_norms_and_learns_nothing():
     x, net = normalize(pictures(16).x), photographs.study_network("plain", 0, 10)
     before = [p.clone() for p in net.parameters()]
-    looks.give_statistics(net, x)
+    settled(net, x).eval()
     with torch.no_grad():
         out = net.bn1(net.conv1(x))
     assert out.mean((0, 2, 3)).abs().max() < 1e-3 and (out.std((0, 2, 3)) - 1).abs().max() < 0.01

@@ -36,6 +36,7 @@ from ..train.checkpoint import load_exactly, read_checkpoint
 from .compare import Interval, t_interval
 from .explain import effective_field, energy_inside, field_side, grad_cam, points_at
 from .photographs import KINDS, in_order, run_folder, study_network
+from .timing import settled
 
 LOOKS = {"gates": ("scnet",), "boxes": ("scnet", "plain"), "field": ("scnet", "r1", "no_gate", "plain")}    # of kinds
 LOOK = ("look", "kind", "seed", "epochs", "size")       # of a row: what makes two looks the same
@@ -182,7 +183,7 @@ def field_sizes(untrained: nn.Module, trained: nn.Module, pictures: Pictures) ->
     some = pictures.x[::max(1, len(pictures.x) // FIELDS)][:FIELDS]
     wide = torch.cat([some.flip(3), some, some.flip(3)], 3)
     wide = normalize(torch.cat([wide.flip(2), wide, wide.flip(2)], 2))
-    give_statistics(untrained, normalize(pictures.x[::max(1, len(pictures.x) // AT_ONCE)]))
+    untrained = settled(untrained, normalize(pictures.x[::max(1, len(pictures.x) // AT_ONCE)])).eval()
     numbers = []
     for state, net in (("untrained", fuse(untrained)), ("trained", trained)):
         for stage in STAGE_NUMBERS:
@@ -199,16 +200,6 @@ def side_above(field: Tensor) -> float:
     """The size of a field as in Luo et al. 2016: the root of the number of pixels to which the response is above 4.55 %
     of the strongest.  (The field holds squared responses.)"""
     return (field > 0.0455 ** 2 * field.max()).sum().item() ** 0.5
-
-
-@torch.no_grad()
-def give_statistics(net: nn.Module, x: Tensor) -> None:
-    """Let the norms of a network that has not been trained see normalized pictures (N, 3, H, W) once."""
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = 1.0               # the statistics of this pass alone
-    net.train()(x)
-    net.eval()
 
 
 # --- the record -------------------------------------------------------------------------------------------------------

@@ -24,8 +24,9 @@ def silence_tools() -> None:
     warnings.filterwarnings("ignore", "The given buffer is not writable")       # torch 2.11, which only reads it
 
 
-def settled(network: nn.Module) -> nn.Module:
-    """The network itself, its norms with the statistics of one batch of noise instead of the initial 0 and 1.
+def settled(network: nn.Module, x: Tensor | None = None) -> nn.Module:
+    """The network itself, its norms with the statistics of one batch instead of the initial 0 and 1: x (N, 3, H, W), by
+    default noise.
 
     Otherwise activations would grow from block to block until a gate's sigmoid is saturated everywhere.
     """
@@ -33,7 +34,7 @@ def settled(network: nn.Module) -> nn.Module:
         if isinstance(m, nn.BatchNorm2d):
             m.momentum = 1.0
     with torch.no_grad():
-        network.train()(torch.randn(16, 3, 64, 64))
+        network.train()(torch.randn(16, 3, 64, 64) if x is None else x)
     return network
 
 
