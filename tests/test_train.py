@@ -178,6 +178,26 @@ def test_an_interrupt_during_evaluation_loses_nothing_either(folder, tmp_path, m
     assert same(straight, resumed) and without_seconds(resumed_history) == without_seconds(history)
 
 
+def test_an_interrupt_that_a_library_turns_into_an_error_of_its_own_is_an_interrupt_all_the_same(folder, tmp_path,
+                                                                                                  monkeypatch):
+    def decode(*_, **__):           # numpy does so where a Ctrl-C arrives while it calls pycocotools' __array__
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt as interrupt:
+            raise TypeError("unexpected keyword argument 'copy'") from interrupt
+
+    monkeypatch.setattr(classify, "evaluate", decode)
+    with pytest.raises(KeyboardInterrupt):
+        train(folder, epochs=2, keeper=keep(tmp_path))
+    assert read_checkpoint(tmp_path)["step"] == 4
+
+
+def test_an_error_without_an_interrupt_stays_itself(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(classify, "evaluate", lambda *_, **__: [][0])
+    with pytest.raises(IndexError):
+        train(folder, epochs=1, keeper=keep(tmp_path))
+
+
 def test_a_resumed_run_obeys_the_new_learning_rate(folder, tmp_path):
     train(folder, epochs=1, recipe="paper", keeper=keep(tmp_path))
     rows = []

@@ -106,12 +106,17 @@ class Trainer:
                     row = self._measure_epoch(self._train_epoch())
                     with self.interrupts.held():
                         self._close_epoch(row)
-            except KeyboardInterrupt:
+            except BaseException as error:
+                # A library's C code may have turned the KeyboardInterrupt that reached it into an error of its own.
+                if not isinstance(error, KeyboardInterrupt) and not self.interrupts.pending:
+                    raise
                 self.interrupts.pending = False
                 if self.keeper and self.interrupts.count < 2:       # a second one may have cut a step in two
                     with self.interrupts.held():
                         self.keeper.save(self.state())
-                raise
+                if isinstance(error, KeyboardInterrupt):
+                    raise
+                raise KeyboardInterrupt from error
         return self.history
 
     def _train_epoch(self) -> dict[str, float]:
