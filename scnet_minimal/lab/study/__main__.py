@@ -6,16 +6,16 @@ from pathlib import Path
 
 import torch
 
-from ...weights import read_weights
-from .. import train_imagenet, zoo
+from .. import zoo
 from ..checks import Number, check_writable, make_folder, place
 from ..command_line import Parser, exit_code, run_command
 from ..data.download import locate
 from ..data.toynette import write_toynette
+from ..detect.coco import need_pycocotools
 from ..device import cores
 from ..errors import UserError
-from ..train.checkpoint import read_checkpoint, write_torch
-from . import dots, explore, looks, photographs
+from ..train.checkpoint import write_torch
+from . import dots, explore, keep, looks, photographs, transfer
 from .figures import PLAIN, SC, seeds_and_differences
 from .record import LEVELS, read_rows, record, setting
 
@@ -23,6 +23,7 @@ COMMAND = "python -m scnet_minimal.lab.study"
 DOTS = Path("data", "studies", "dots.csv")
 PHOTOGRAPHED = Path("data", "studies", "photographs.csv")
 LOOKED = Path("data", "studies", "looks.csv")
+TRANSFERRED = Path("data", "studies", "transfer.csv")
 PAGE = Path("notebooks", "explore.html")
 KEY = ("block", "seed", "pictures", "isa", "threads", "torch", "processor")
 KEPT = ("plain", "two", "dilated4", "se", "coarse", "sc1", "sc4", "sc8")      # trained networks for the notebooks
@@ -142,7 +143,7 @@ def run_photographs(args: argparse.Namespace) -> None:
     jobs = [{"kind": kind, "seed": seed, "epochs": args.epochs, "size": args.size, **where}
             for kind, seed in photographs.in_order()]
     if args.keep:
-        keep_photographs(args, jobs)
+        keep.keep_photographs(args.keep, args.runs, jobs)
         return
     folder = str(locate(args.data, download=True).resolve())
     work = partial(photographs.train_kind, folder=folder, runs=args.runs, device=args.device)
@@ -163,18 +164,6 @@ def draw_photographs(args: argparse.Namespace) -> None:
         {label["scnet"]: SC, label["plain"]: PLAIN})
     check_writable(args.figure)
     fig.savefig(args.figure)
-
-
-def keep_photographs(args: argparse.Namespace, jobs: list[dict]) -> None:
-    make_folder(args.keep)
-    for job in jobs:
-        if job["kind"] in ("scnet", "plain") and job["seed"] < 3:
-            state = read_checkpoint(photographs.run_folder(args.runs, job))
-            if state["epoch"] < args.epochs:
-                raise UserError(f"{job['kind']}, seed {job['seed']}, has run {state['epoch']} of {args.epochs} epochs.")
-            file = args.keep / f"photographs_{job['kind']}_{job['seed']}.pt"
-            write_torch(file, {"classes": state["classes"], "state_dict": half_precision(state["state_dict"])})
-            print(f"{file}: {100 * state['history'][-1]['val_top1']:.2f} %")
 
 
 def add_looks(commands) -> None:
@@ -201,6 +190,42 @@ def run_looks(args: argparse.Namespace) -> None:
                    where=setting("native", 1))
     ran = record(args.out, jobs, work, key=looks.LOOK, processes=args.processes)
     print(f"{args.out}: {ran} new looks, {len(read_rows(args.out))} rows in all")
+
+
+def add_transfer(commands) -> None:
+    parser = commands.add_parser(
+        "transfer", help="class maps, masks, Grad-CAM in masks: the photographs' networks on other photographs",
+        description="Trains the networks of data/trained/photographs_*.pt on a folder in COCO's layout, SCNet and its "
+                    "plain twin in pairs, and appends the results of each to a table. Runs that the table has already "
+                    "are left out; one that was interrupted resumes from its last epoch.")
+    parser.add_argument("data", metavar="DIR", nargs="?", help="a folder in COCO's layout, or pets")
+    parser.add_argument("--task", choices=tuple(transfer.USUAL), default="segment",
+                        help="segment (default): FCN; mask: Mask R-CNN; cam: a new classifier, and Grad-CAM in masks")
+    parser.add_argument("--epochs", type=Number(int, 1, 10**6), metavar="N", help="default 8 for segment, 10 for mask")
+    parser.add_argument("--size", type=Number(int, 32, 4096), metavar="PX",
+                        help="shorter side of the images (default 180 for segment, 128 for mask)")
+    parser.add_argument("--processes", type=Number(int, 1, 1024), default=cores(), metavar="N",
+                        help="runs at the same time, one thread each (default: one per core)")
+    parser.add_argument("--runs", type=place, default=Path("runs", "transfer"), metavar="DIR",
+                        help="checkpoints (default runs/transfer)")
+    parser.add_argument("--out", type=place, default=TRANSFERRED, metavar="CSV",
+                        help=f"the table (default {TRANSFERRED})")
+    parser.add_argument("--table", action="store_true", help="print what the table holds and train nothing")
+    parser.set_defaults(run=run_transfer)
+
+
+def run_transfer(args: argparse.Namespace) -> None:
+    if args.table:
+        print(transfer.transfer_table(read_rows(args.out)))
+        return
+    if not args.data:
+        raise UserError("transfer needs a folder in COCO's layout, or pets (see --help)")
+    folder = locate(args.data, download=True).resolve()
+    need_pycocotools()
+    jobs = transfer.transfer_jobs(args.task, folder, args.epochs, args.size)
+    work = partial(transfer.transfer_once, folder=folder, runs=args.runs, where=setting("native", 1))
+    ran = record(args.out, jobs, work, key=transfer.RUN, processes=args.processes)
+    print(f"{args.out}: {ran} new runs, {len(read_rows(args.out))} rows in all")
 
 
 def add_explore(commands) -> None:
@@ -232,27 +257,10 @@ def run_trained(args: argparse.Namespace) -> int:
     if unknown := set(args.names) - set(zoo.TRAINED):
         raise UserError(f"There is no small network {', '.join(sorted(unknown))}, only {', '.join(zoo.TRAINED)}.")
     for name in args.names or zoo.TRAINED:
-        if code := train_small(name):
+        if code := keep.train_small(name):
             return code
         print(f"-> {zoo.TRAINED_FOLDER / name}.pt")
     return 0
-
-
-def train_small(name: str, folder: Path = zoo.TRAINED_FOLDER, runs: Path = Path("runs", "trained"),
-                epochs: int = 24) -> int:
-    """Train a network of zoo.TRAINED and keep its weights in half precision; the exit code of the training."""
-    arch, seed = name.rsplit("_", 1)
-    if code := train_imagenet.main(["toynette", "--arch", arch, "--seed", seed, "--crop", "96", "--epochs", str(epochs),
-                                    "--output", str(runs / name), "--resume", "auto"]):
-        return code
-    weights = read_weights(runs / name / "last.pt")         # the last, not the best: nothing chosen on validation
-    make_folder(folder)
-    write_torch(folder / f"{name}.pt", half_precision(weights))
-    return 0
-
-
-def half_precision(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: t.half() if t.is_floating_point() else t for name, t in weights.items()}
 
 
 def add_toynette(commands) -> None:
@@ -268,7 +276,7 @@ def parser() -> Parser:
     p = Parser(prog=COMMAND, description="Makes what the notebooks read: recorded studies, small trained networks, the "
                                          "drawn data set.")
     commands = p.add_subparsers(dest="command", required=True, metavar="STUDY")
-    for add in (add_dots, add_photographs, add_looks, add_explore, add_trained, add_toynette):
+    for add in (add_dots, add_photographs, add_looks, add_transfer, add_explore, add_trained, add_toynette):
         add(commands)
     return p
 

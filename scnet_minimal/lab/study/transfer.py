@@ -1,0 +1,148 @@
+"""Do SCNet and its plain twin differ where places matter?  The photographs' networks on other photographs.
+
+    segment     FCN on the network at output stride 8: a class for every pixel
+    mask        Mask R-CNN: boxes and masks
+    cam         a new classifier on the frozen network, and how much of Grad-CAM's map lies in the objects' masks
+
+All three read a folder in COCO's layout and start from data/trained/photographs_KIND_SEED.pt, so that seeds come in
+pairs.  segment and mask are the detection command (its last epoch counts, no matter which was best): norms frozen, all
+stages trained, one learning rate for both kinds.  A row of the table is one number of one network:
+
+    task, data, kind, seed, epochs, size        what was trained; data is the folder's name
+    measure, value, n                           and on how many pictures of the validation split
+
+    python -m scnet_minimal.lab.study transfer DIR --task segment       adds to data/studies/transfer.csv, and resumes
+"""
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.transforms.v2 import InterpolationMode, functional
+
+from ...fuse import fuse
+from .. import detection
+from ..data.batches import VAL_RESIZE, normalize
+from ..detect.coco import CocoFolder
+from ..errors import UserError
+from ..train.checkpoint import load_exactly, read_checkpoint, read_file
+from ..zoo import create_model, trained
+from .compare import t_interval
+from .looks import Pictures, batches, box_scores
+from .photographs import KINDS, PIXELS
+
+PAIR, SEEDS = ("scnet", "plain"), 3
+ARCH = {"scnet": "scnet_toy", "plain": "resnet_toy"}
+RUN = ("task", "data", "kind", "seed", "epochs", "size")        # of a row: what makes two runs the same run
+USUAL = {"segment": {"epochs": 8, "size": 180}, "mask": {"epochs": 10, "size": 128},
+         "cam": {"epochs": 0, "size": PIXELS}}
+FLAGS = {"segment": ["-b", "4", "--lr", "0.02"], "mask": ["-b", "4", "--lr", "0.01", "--channels", "64"]}
+PENALTY = 1e-3          # of the new classifier's weights, squared
+
+
+def transfer_jobs(task: str, folder: Path, epochs: int | None, size: int | None) -> list[dict]:
+    """Pair by pair."""
+    given = {"epochs": epochs, "size": size} if task != "cam" else {}
+    settings = USUAL[task] | {name: value for name, value in given.items() if value is not None}
+    return [{"task": task, "data": folder.name, "kind": kind, "seed": seed} | settings
+            for seed in range(SEEDS) for kind in PAIR]
+
+
+def transfer_once(job: dict, folder: Path, runs: Path, where: dict) -> list[dict]:
+    """The rows of one network.  An interrupted training resumes from its last epoch."""
+    measured = look_at_masks(job, folder) if job["task"] == "cam" else train_on(job, folder, runs)
+    return [job | {"measure": name, "value": f"{value:.5f}", "n": n} | where for name, value, n in measured]
+
+
+def train_on(job: dict, folder: Path, runs: Path) -> list[tuple[str, float, int]]:
+    """The detection command, with what it prints in log.txt of the run's folder."""
+    run = runs / "_".join(str(job[name]) for name in RUN)
+    run.mkdir(parents=True, exist_ok=True)
+    line = [str(folder), "--task", job["task"], "-a", ARCH[job["kind"]], "--trainable", "5",
+            "--weights", str(trained(f"photographs_{job['kind']}", job["seed"])), "--seed", str(job["seed"]),
+            "--epochs", str(job["epochs"]), "--size", str(job["size"]), *FLAGS[job["task"]], "-j", "0",
+            "--output", str(run), "--resume", "auto"]
+    with (run / "log.txt").open("a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+        if code := detection.main(line):
+            raise UserError(f"{run} ended with code {code}: {run / 'log.txt'} says why.")
+    last = read_checkpoint(run)["history"][-1]
+    n = len(CocoFolder(folder, "val", job["task"]))
+    return [(name.removeprefix("val_"), value, n) for name, value in last.items() if name.startswith("val_")]
+
+
+# --- Grad-CAM in masks ------------------------------------------------------------------------------------------------
+
+def look_at_masks(job: dict, folder: Path) -> list[tuple[str, float, int]]:
+    """The new classifier's accuracy, and looks.box_scores() with masks for boxes."""
+    path = trained(f"photographs_{job['kind']}", job["seed"])
+    content = read_file(path)
+    net = create_model(ARCH[job["kind"]], len(content["classes"]))
+    load_exactly(net, content, path)
+    net = fuse(net.eval())
+    learn, test = (pictures_with_masks(folder, split, job["size"]) for split in ("train", "val"))
+    net.fc = new_classifier(features(net, learn.x), learn.y, len(learn.classes))
+    right = (net.fc(features(net, test.x)).argmax(1) == test.y).float().mean().item()
+    return [("top1", right, len(test.y))] + [(f"{measure}, {name}", value, n)
+                                             for _, name, measure, value, n in box_scores(net, test)]
+
+
+def pictures_with_masks(folder: Path, split: str, size: int) -> Pictures:
+    """As training saw photographs: the central square, enlarged by VAL_RESIZE.  Class and mask are the largest
+    object's; the order is the classes'."""
+    scenes, short, found = CocoFolder(folder, split, "mask"), round(size * VAL_RESIZE), []
+    for image, target in (scenes[i] for i in range(len(scenes))):
+        if len(target["masks"]):
+            largest = target["masks"].sum((1, 2)).argmax()
+            mask = functional.resize(target["masks"][largest][None], [short], InterpolationMode.NEAREST_EXACT)
+            image = functional.resize(image, [short], antialias=True)
+            label = int(target["labels"][largest]) - 1
+            found.append((label, *(functional.center_crop(x, [size]) for x in (image, mask))))
+    found.sort(key=lambda one: one[0])
+    return Pictures(torch.stack([image for _, image, _ in found]), torch.tensor([label for label, *_ in found]),
+                    torch.cat([mask for *_, mask in found]).bool(), scenes.names)
+
+
+@torch.no_grad()
+def features(net: nn.Module, x: Tensor) -> Tensor:
+    """What the classifier sees of pictures (N, 3, H, W) uint8: (N, C)."""
+    return torch.cat([net.avgpool(net.forward_features(normalize(x[part]))).flatten(1) for part in batches(len(x))])
+
+
+def new_classifier(x: Tensor, y: Tensor, classes: int) -> nn.Linear:
+    """Softmax regression, from zero to its minimum, which is unique."""
+    linear = nn.Linear(x.shape[1], classes)
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    optimizer = torch.optim.LBFGS(linear.parameters(), max_iter=500, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        value = F.cross_entropy(linear(x), y) + PENALTY * linear.weight.square().sum()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    return linear
+
+
+# --- reading the rows -------------------------------------------------------------------------------------------------
+
+def transfer_table(rows: Sequence[dict]) -> str:
+    """For each training and measure: both means over seeds, and the difference of pairs with its 95 % interval."""
+    lines = []
+    for where in dict.fromkeys(tuple(row[name] for name in ("task", "data", "epochs", "size")) for row in rows):
+        task, data, epochs, size = where
+        here = [row for row in rows if tuple(row[name] for name in ("task", "data", "epochs", "size")) == where]
+        lines += ["", f"{task} on {data}, {epochs} epochs at {size} px; in %", "",
+                  f"{'':28} {'pairs':>5}  {KINDS['scnet'][0]:>10}  {KINDS['plain'][0]:>10}  difference  95 % interval"]
+        for measure in dict.fromkeys(row["measure"] for row in here):
+            scnet, plain = ({row["seed"]: 100 * float(row["value"]) for row in here
+                             if (row["kind"], row["measure"]) == (kind, measure)} for kind in PAIR)
+            if len(seeds := [seed for seed in scnet if seed in plain]) > 1:
+                mean, low, high = t_interval([scnet[seed] - plain[seed] for seed in seeds])
+                both = (sum(kind[seed] for seed in seeds) / len(seeds) for kind in (scnet, plain))
+                lines.append(f"{measure:28} {len(seeds):5}  {next(both):10.2f}  {next(both):10.2f}  {mean:+10.2f}  "
+                             f"{low:+.2f} to {high:+.2f}")
+    return "\n".join(lines[1:]) or "no runs yet"

@@ -1,0 +1,85 @@
+"""The photographs' networks on other photographs: class maps, masks, Grad-CAM in masks; and their record."""
+import pytest
+import torch
+import torch.nn.functional as F
+from coco_folder import needs_pycocotools, write_coco_folder
+from PIL import Image, ImageDraw
+
+from scnet_minimal.lab.errors import UserError
+from scnet_minimal.lab.study import __main__ as study
+from scnet_minimal.lab.study import transfer
+from scnet_minimal.lab.study.record import append_row, read_rows, setting
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Each image black, and white where its largest object is."""
+    root = write_coco_folder(tmp_path_factory.mktemp("coco"))
+    for path in root.glob("*/*.jpg"):
+        image = Image.new("L", (40, 30))
+        ImageDraw.Draw(image).polygon([(4, 6), (23, 6), (23, 15), (4, 15)], fill=255)
+        image.save(path, quality=95)
+    return root
+
+
+def job(task, kind="scnet", seed=0):
+    return {"task": task, "data": "coco", "kind": kind, "seed": seed, "epochs": 1, "size": 32}
+
+
+def test_a_setting_that_is_given_replaces_the_usual_one_and_seeds_come_in_pairs(tmp_path):
+    jobs = transfer.transfer_jobs("segment", tmp_path / "roads", 3, None)
+    assert [(one["kind"], one["seed"]) for one in jobs] == [(k, s) for s in range(3) for k in ("scnet", "plain")]
+    assert {(one["data"], one["epochs"], one["size"]) for one in jobs} == {("roads", 3, 180)}
+    assert {(one["epochs"], one["size"]) for one in transfer.transfer_jobs("cam", tmp_path, 3, 99)} == {(0, 64)}
+
+
+@needs_pycocotools
+def test_masks_stay_on_their_objects_and_pictures_without_objects_are_left_out(folder):
+    found = transfer.pictures_with_masks(folder, "val", 64)
+    assert found.x.shape == (2, 3, 64, 64) and found.boxes.shape == (2, 64, 64)
+    assert found.classes == ["ball", "person"] and found.y.tolist() == [1, 1]       # the largest object's
+    white = found.x[:, 0] > 127
+    assert (white == found.boxes).float().mean() > 0.97 and 0.1 < white.float().mean() < 0.4
+
+
+def test_the_new_classifier_is_at_its_minimum_and_tells_apart_what_can_be_told_apart():
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(60) % 3
+    x = 4 * F.one_hot(y, 8) + torch.randn(60, 8, generator=generator)
+    linear = transfer.new_classifier(x, y, 3)
+    loss = F.cross_entropy(linear(x), y) + transfer.PENALTY * linear.weight.square().sum()
+    assert max(g.abs().max() for g in torch.autograd.grad(loss, list(linear.parameters()))) < 1e-3
+    assert (linear(x).argmax(1) == y).float().mean() > 0.95
+
+
+@pytest.mark.slow
+@needs_pycocotools
+def test_trained_networks_become_rows_that_pair_and_a_finished_training_is_not_repeated(folder, tmp_path, monkeypatch,
+                                                                                        capsys):
+    table = tmp_path / "transfer.csv"
+    monkeypatch.setitem(transfer.FLAGS, "segment", ["-b", "2", "--lr", "0.01"])
+    monkeypatch.setitem(transfer.FLAGS, "mask", ["-b", "2", "--lr", "0.01", "--channels", "16"])
+    jobs = [job("segment", kind, seed) for seed in (0, 1) for kind in transfer.PAIR] + [job("mask"), job("cam")]
+    for one in jobs:
+        append_row(table, *transfer.transfer_once(one, folder, tmp_path / "runs", setting("native", 1)))
+    rows = read_rows(table)
+    assert {row["measure"] for row in rows} >= {"miou", "mask_ap", "box_ap", "top1", "energy, own"}
+    assert all(0 <= float(row["value"]) <= 1 for row in rows if row["measure"] in ("miou", "mask_ap", "top1"))
+    log = tmp_path / "runs" / "segment_coco_scnet_0_1_32" / "log.txt"
+    assert log.read_text().count("epoch 1/1") == 1
+    again = transfer.transfer_once(job("segment"), folder, tmp_path / "runs", setting("native", 1))
+    assert {row["measure"]: row["value"] for row in again}["miou"] == rows[0]["value"]
+    assert log.read_text().count("epoch 1/1") == 1
+    assert study.main(["transfer", "--table", "--out", str(table)]) == 0
+    assert "segment on coco, 1 epochs at 32 px" in capsys.readouterr().out
+
+
+def test_a_training_that_ends_early_says_where_to_look(folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(transfer.FLAGS, "segment", ["--lr", "none"])
+    with pytest.raises(UserError, match=r"code 2: .*log\.txt says why"):
+        transfer.train_on(job("segment"), folder, tmp_path)
+    assert "argument --lr" in next(tmp_path.glob("*/log.txt")).read_text()
+
+
+def test_the_command_asks_for_a_folder(capsys):
+    assert study.main(["transfer"]) == 2 and "needs a folder" in capsys.readouterr().err
