@@ -15,8 +15,7 @@ from .notebooks import NOTEBOOKS, ROOT, choose_notebooks, read_notebook
 
 # What a notebook needs to run; tests and the teacher's pages stay here.
 FOR_STUDENTS = ("scnet_minimal", "data/toynette", "data/trained", "data/studies", "pyproject.toml", "requirements.txt",
-                "LICENSE", "notebooks/GLOSSARY.md", "notebooks/explore.html",
-                "notebooks/images/explore.png")
+                "LICENSE", "notebooks/GLOSSARY.md", "notebooks/explore.html", "notebooks/images")
 GUIDE = """# SCNet: the notebooks, with exercises
 
     pip install -r requirements.txt         once: Python 3.10 or newer
