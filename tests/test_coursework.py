@@ -110,6 +110,12 @@ def test_a_students_copy_lacks_the_answers_and_nothing_else(course):
             assert cell.source == own.source and cell.get("outputs") == own.get("outputs")
 
 
+def test_a_students_copy_holds_the_pictures_of_the_texts(course):
+    texts = [cell.source for path in PATHS for cell in nbformat.read(path, 4).cells if cell.cell_type == "markdown"]
+    pictures = {name for text in texts for name in re.findall(r"\]\((images/[^)]+)\)", text)}
+    assert len(pictures) >= 3 and [name for name in pictures if not (course / "notebooks" / name).is_file()] == []
+
+
 def test_a_students_copy_holds_neither_the_exam_nor_the_teachers_page(course):
     names = {path.name for path in course.rglob("*")}
     assert "GLOSSARY.md" in names and not names & {"EXAM.md", "TEACHING.md"}
