@@ -306,3 +306,57 @@ def bottleneck_diagram(sc: dict[str, tuple], plain: dict[str, tuple]) -> Figure:
     arrow((90.9, join), (95, join))
     tile(95, join, sc["conv3"])
     return fig
+
+
+def detector_diagram(image: Tensor) -> Figure:
+    """A two-stage detector over an image (3, H, W) in 0..1: backbone, pyramid, proposals, heads, from left to right."""
+    fig = plt.figure(figsize=(10.4, 4.1), facecolor="white")
+    ax = fig.add_axes((0, 0, 1, 1))
+    ax.set(xlim=(0, 104), ylim=(0, 41))
+    ax.set_axis_off()
+    rows, sides = (5.5, 14.5, 23, 30), (8, 5.6, 3.8, 2.6)            # of the maps, from the finest to the coarsest
+
+    def arrow(start, end, colour=INK, **style):
+        ax.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=10, lw=1.3, color=colour, shrinkA=0,
+                                     shrinkB=0, zorder=1, **style))
+
+    def tile(middle, row, side, colour, text):
+        ax.add_patch(plt.Rectangle((middle - side / 2, row - side / 2), side, side, fc=colour + "22", ec=colour, lw=1.5,
+                                   zorder=2))
+        ax.text(middle, row - 0.1, text, ha="center", va="center", fontsize=9, color=colour, zorder=3)
+
+    def box(left, row, width, height, text):
+        ax.add_patch(plt.Rectangle((left, row - height / 2), width, height, fc="white", ec=INK, lw=1.3, zorder=2))
+        ax.text(left + width / 2, row - 0.1, text, ha="center", va="center", fontsize=8.5, zorder=3)
+
+    for x, title, colour in ((27, "backbone", SC), (45, "pyramid", INK), (69, "proposals", INK), (93, "heads", INK)):
+        ax.text(x, 38, title, ha="center", fontsize=11, weight="bold", color=colour)
+    ax.text(27, 36, "without its last layer", ha="center", va="center", fontsize=8.5, color=SC)
+    ax.imshow(image.permute(1, 2, 0), extent=(1, 14, rows[0] - 4, rows[0] + 9), aspect="auto", zorder=2)
+    arrow((14, rows[0]), (27 - sides[0] / 2, rows[0]), SC)
+    for i, (row, side) in enumerate(zip(rows, sides), start=1):
+        tile(27, row, side, SC, f"$x_{i}$")
+        tile(44, row, side, INK, f"$m_{i}$")
+        arrow((27 + side / 2, row), (44 - side / 2, row))
+        ax.text((27 + 44) / 2, row + 0.5, "1×1", ha="center", fontsize=8)
+        arrow((44 + side / 2, row), (53, row))
+        ax.text(50.5, row + 0.5, "3×3", ha="center", fontsize=8)
+        ax.text(53.7, row - 0.1, f"$p_{i}$", va="center", fontsize=9)
+        ax.text(21.5, row + 0.5, f"stride {2 ** (i + 1)}", ha="right", va="bottom", fontsize=8, color=SC)
+        if i > 1:
+            arrow((27, rows[i - 2] + sides[i - 2] / 2), (27, row - side / 2), SC)
+            arrow((44, row - side / 2), (44, rows[i - 2] + sides[i - 2] / 2))
+            ax.text(44.6, (rows[i - 2] + sides[i - 2] / 2 + row - side / 2) / 2, "up", va="center", fontsize=8)
+    ax.plot([56, 56.6, 56.6, 56], [4, 4, 31.5, 31.5], color=INK, lw=1.3)
+    # the proposals, and what cuts them out
+    arrow((56.6, 25), (61, 25))
+    box(61, 25, 16, 9, "for every anchor:\nobject or not?\nhow must it move?")
+    arrow((69, 20.5), (69, 12))
+    ax.text(68.3, 16.2, "the best,\nno duplicates", ha="right", va="center", fontsize=8)
+    box(61, 8.5, 16, 7, "RoIAlign: cut each\nout of a level, on\na fixed grid")
+    arrow((56.6, 8.5), (61, 8.5))
+    for row, text in ((25, "class and better box"), (16.75, "mask"), (8.5, "keypoints")):
+        ax.plot([77, 81, 81], [8.5, 8.5, row], color=INK, lw=1.3, zorder=1)
+        arrow((81, row), (84, row))
+        box(84, row, 18, 5, text)
+    return fig
