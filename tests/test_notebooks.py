@@ -186,7 +186,8 @@ def uses_colours_that_all_eyes_tell_apart(notebook):
 
 
 def has_exercises_as_described(notebook):
-    """As scnet_minimal/lab/course/exercises.py describes them, two to four, before the closing cell."""
+    """As scnet_minimal/lab/course/exercises.py describes them, two to four, before the closing cell. Between these two
+    an appendix may stand."""
     cells = notebook.cells
     start = next((i for i, cell in enumerate(cells) if cell.source.startswith("## Exercises\n")), None)
     marked = [cell for cell in cells if "nbgrader" in cell.metadata]
@@ -194,7 +195,8 @@ def has_exercises_as_described(notebook):
         if marked:
             yield "cells for nbgrader, and no ## Exercises"
         return
-    parts = [cells[i:i + 3] for i in range(start + 1, len(cells) - 1, 3)]
+    end = next((i for i in range(start + 1, len(cells)) if cells[i].source.startswith("## ")), len(cells) - 1)
+    parts = [cells[i:i + 3] for i in range(start + 1, end, 3)]
     if not 2 <= len(parts) <= 4 or [c for part in parts for c in part[1:]] != marked:
         yield "no two to four exercises of three cells each, text, answer and check"
         return
@@ -306,6 +308,12 @@ def sound():
     for i, cell in enumerate(cells):
         cell["id"] = f"cell-{i}"
     return new_notebook(cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
+
+
+def test_an_appendix_may_stand_between_the_exercises_and_the_closing_cell():
+    notebook = sound()
+    notebook.cells[-1:-1] = [new_markdown_cell("## Appendix · Names"), new_markdown_cell("Many.")]
+    assert list(has_exercises_as_described(notebook)) == []
 
 
 def retag(i, *new):
