@@ -129,6 +129,12 @@ def new_classifier(x: Tensor, y: Tensor, classes: int) -> nn.Linear:
 
 # --- reading the rows -------------------------------------------------------------------------------------------------
 
+def transferred(rows: Sequence[dict], task: str, kind: str, measure: str) -> dict[str, float]:
+    """{seed: value}, a share of 0 to 1.  The rows must be of one folder and setting."""
+    return {row["seed"]: float(row["value"]) for row in rows
+            if (row["task"], row["kind"], row["measure"]) == (task, kind, measure)}
+
+
 def transfer_table(rows: Sequence[dict]) -> str:
     """For each training and measure: both means over seeds, and the difference of pairs with its 95 % interval."""
     lines = []
@@ -138,11 +144,10 @@ def transfer_table(rows: Sequence[dict]) -> str:
         lines += ["", f"{task} on {data}, {epochs} epochs at {size} px; in %", "",
                   f"{'':28} {'pairs':>5}  {KINDS['scnet'][0]:>10}  {KINDS['plain'][0]:>10}  difference  95 % interval"]
         for measure in dict.fromkeys(row["measure"] for row in here):
-            scnet, plain = ({row["seed"]: 100 * float(row["value"]) for row in here
-                             if (row["kind"], row["measure"]) == (kind, measure)} for kind in PAIR)
+            scnet, plain = (transferred(here, task, kind, measure) for kind in PAIR)
             if len(seeds := [seed for seed in scnet if seed in plain]) > 1:
-                mean, low, high = t_interval([scnet[seed] - plain[seed] for seed in seeds])
-                both = (sum(kind[seed] for seed in seeds) / len(seeds) for kind in (scnet, plain))
+                mean, low, high = t_interval([100 * (scnet[seed] - plain[seed]) for seed in seeds])
+                both = (100 * sum(kind[seed] for seed in seeds) / len(seeds) for kind in (scnet, plain))
                 lines.append(f"{measure:28} {len(seeds):5}  {next(both):10.2f}  {next(both):10.2f}  {mean:+10.2f}  "
                              f"{low:+.2f} to {high:+.2f}")
     return "\n".join(lines[1:]) or "no runs yet"
