@@ -201,7 +201,7 @@ def add_transfer(commands) -> None:
     parser.add_argument("data", metavar="DIR", nargs="?", help="a folder in COCO's layout, or pets")
     parser.add_argument("--task", choices=tuple(transfer.USUAL), default="segment",
                         help="segment (default): FCN; mask: Mask R-CNN; cam: a new classifier, and Grad-CAM in masks")
-    parser.add_argument("--epochs", type=Number(int, 1, 10**6), metavar="N", help="default 8 for segment, 10 for mask")
+    parser.add_argument("--epochs", type=Number(int, 1, 10**6), metavar="N", help="default 8 for segment, 6 for mask")
     parser.add_argument("--size", type=Number(int, 32, 4096), metavar="PX",
                         help="shorter side of the images (default 180 for segment, 128 for mask)")
     parser.add_argument("--processes", type=Number(int, 1, 1024), default=cores(), metavar="N",

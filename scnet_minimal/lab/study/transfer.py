@@ -36,7 +36,7 @@ from .photographs import KINDS, PIXELS
 PAIR, SEEDS = ("scnet", "plain"), 3
 ARCH = {"scnet": "scnet_toy", "plain": "resnet_toy"}
 RUN = ("task", "data", "kind", "seed", "epochs", "size")        # of a row: what makes two runs the same run
-USUAL = {"segment": {"epochs": 8, "size": 180}, "mask": {"epochs": 10, "size": 128},
+USUAL = {"segment": {"epochs": 8, "size": 180}, "mask": {"epochs": 6, "size": 128},
          "cam": {"epochs": 0, "size": PIXELS}}
 FLAGS = {"segment": ["-b", "4", "--lr", "0.02"], "mask": ["-b", "4", "--lr", "0.01", "--channels", "64"]}
 PENALTY = 1e-3          # of the new classifier's weights, squared
