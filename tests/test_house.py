@@ -17,7 +17,8 @@ FLOORS = (
     ("weights", "fuse", "device", "checks", "command_line"),
     ("zoo", "data"),
     ("train",),
-    ("detect", "study", "course"),
+    ("detect", "course"),
+    ("study",),
     ("train_imagenet", "detection", "benchmark", "coursework", "walkthrough"),
     ("study.__main__",),                            # a command that runs another
 )

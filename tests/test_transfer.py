@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from coco_folder import needs_pycocotools, write_coco_folder
 from PIL import Image, ImageDraw
 
+from scnet_minimal.lab import detection
 from scnet_minimal.lab.errors import UserError
 from scnet_minimal.lab.study import __main__ as study
 from scnet_minimal.lab.study import transfer
@@ -61,13 +62,14 @@ def test_trained_networks_become_rows_that_pair_and_a_finished_training_is_not_r
     monkeypatch.setitem(transfer.FLAGS, "mask", ["-b", "2", "--lr", "0.01", "--channels", "16"])
     jobs = [job("segment", kind, seed) for seed in (0, 1) for kind in transfer.PAIR] + [job("mask"), job("cam")]
     for one in jobs:
-        append_row(table, *transfer.transfer_once(one, folder, tmp_path / "runs", setting("native", 1)))
+        append_row(table, *transfer.transfer_once(one, folder, tmp_path / "runs", setting("native", 1),
+                                                  detection.main))
     rows = read_rows(table)
     assert {row["measure"] for row in rows} >= {"miou", "mask_ap", "box_ap", "top1", "energy, own"}
     assert all(0 <= float(row["value"]) <= 1 for row in rows if row["measure"] in ("miou", "mask_ap", "top1"))
     log = tmp_path / "runs" / "segment_coco_scnet_0_1_32" / "log.txt"
     assert log.read_text().count("epoch 1/1") == 1
-    again = transfer.transfer_once(job("segment"), folder, tmp_path / "runs", setting("native", 1))
+    again = transfer.transfer_once(job("segment"), folder, tmp_path / "runs", setting("native", 1), detection.main)
     assert {row["measure"]: row["value"] for row in again}["miou"] == rows[0]["value"]
     assert log.read_text().count("epoch 1/1") == 1
     assert study.main(["transfer", "--table", "--out", str(table)]) == 0
@@ -77,7 +79,7 @@ def test_trained_networks_become_rows_that_pair_and_a_finished_training_is_not_r
 def test_a_training_that_ends_early_says_where_to_look(folder, tmp_path, monkeypatch):
     monkeypatch.setitem(transfer.FLAGS, "segment", ["--lr", "none"])
     with pytest.raises(UserError, match=r"code 2: .*log\.txt says why"):
-        transfer.train_on(job("segment"), folder, tmp_path)
+        transfer.train_on(job("segment"), folder, tmp_path, detection.main)
     assert "argument --lr" in next(tmp_path.glob("*/log.txt")).read_text()
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from .. import zoo
+from .. import detection, train_imagenet, zoo
 from ..checks import Number, check_writable, make_folder, place
 from ..command_line import Parser, exit_code, run_command
 from ..data.download import locate
@@ -199,7 +199,7 @@ def add_transfer(commands) -> None:
                     "plain twin in pairs, and appends the results of each to a table. Runs that the table has already "
                     "are left out; one that was interrupted resumes from its last epoch.")
     parser.add_argument("data", metavar="DIR", nargs="?", help="a folder in COCO's layout, or pets")
-    parser.add_argument("--task", choices=tuple(transfer.USUAL), default="segment",
+    parser.add_argument("--task", choices=tuple(transfer.SCHEDULES), default="segment",
                         help="segment (default): FCN; mask: Mask R-CNN; cam: a new classifier, and Grad-CAM in masks")
     parser.add_argument("--epochs", type=Number(int, 1, 10**6), metavar="N", help="default 8 for segment, 6 for mask")
     parser.add_argument("--size", type=Number(int, 32, 4096), metavar="PX",
@@ -223,8 +223,9 @@ def run_transfer(args: argparse.Namespace) -> None:
     folder = locate(args.data, download=True).resolve()
     need_pycocotools()
     jobs = transfer.transfer_jobs(args.task, folder, args.epochs, args.size)
-    work = partial(transfer.transfer_once, folder=folder, runs=args.runs, where=setting("native", 1))
-    ran = record(args.out, jobs, work, key=transfer.RUN, processes=args.processes)
+    work = partial(transfer.transfer_once, folder=folder, runs=args.runs, where=setting("native", 1),
+                   train=detection.main)
+    ran = record(args.out, jobs, work, key=transfer.TRANSFER, processes=args.processes)
     print(f"{args.out}: {ran} new runs, {len(read_rows(args.out))} rows in all")
 
 
@@ -257,7 +258,7 @@ def run_trained(args: argparse.Namespace) -> int:
     if unknown := set(args.names) - set(zoo.TRAINED):
         raise UserError(f"There is no small network {', '.join(sorted(unknown))}, only {', '.join(zoo.TRAINED)}.")
     for name in args.names or zoo.TRAINED:
-        if code := keep.train_small(name):
+        if code := keep.train_small(name, train_imagenet.main):
             return code
         print(f"-> {zoo.TRAINED_FOLDER / name}.pt")
     return 0

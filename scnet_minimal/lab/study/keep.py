@@ -1,23 +1,26 @@
 """The small trained networks of data/trained, in half precision: what the notebooks start from."""
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
 from ...weights import read_weights
-from .. import train_imagenet, zoo
+from .. import zoo
 from ..checks import make_folder
 from ..errors import UserError
 from ..train.checkpoint import read_checkpoint, write_torch
 from .photographs import run_folder
 
 
-def train_small(name: str, folder: Path = zoo.TRAINED_FOLDER, runs: Path = Path("runs", "trained"),
-                epochs: int = 24) -> int:
-    """Train a network of zoo.TRAINED and keep its weights in half precision; the exit code of the training."""
+def train_small(name: str, train: Callable[[list[str]], int], folder: Path = zoo.TRAINED_FOLDER,
+                runs: Path = Path("runs", "trained"), epochs: int = 24) -> int:
+    """Train a network of zoo.TRAINED and keep its weights in half precision; the exit code of the training.
+
+    train: the classification command, train_imagenet.main.
+    """
     arch, seed = name.rsplit("_", 1)
-    if code := train_imagenet.main(["toynette", "--arch", arch, "--seed", seed, "--crop", "96", "--epochs", str(epochs),
-                                    "--output", str(runs / name), "--resume", "auto"]):
+    if code := train(["toynette", "--arch", arch, "--seed", seed, "--crop", "96", "--epochs", str(epochs),
+                      "--output", str(runs / name), "--resume", "auto"]):
         return code
     weights = read_weights(runs / name / "last.pt")         # the last, not the best: nothing chosen on validation
     make_folder(folder)

@@ -14,7 +14,7 @@ stages trained, one learning rate for both kinds.  A row of the table is one num
     python -m scnet_minimal.lab.study transfer DIR --task segment       adds to data/studies/transfer.csv, and resumes
 """
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import InterpolationMode, functional
 
 from ...fuse import fuse
-from .. import detection
 from ..data.batches import VAL_RESIZE, normalize
 from ..detect.coco import CocoFolder
 from ..errors import UserError
@@ -35,9 +34,9 @@ from .photographs import KINDS, PIXELS
 
 PAIR, SEEDS = ("scnet", "plain"), 3
 ARCH = {"scnet": "scnet_toy", "plain": "resnet_toy"}
-RUN = ("task", "data", "kind", "seed", "epochs", "size")        # of a row: what makes two runs the same run
-USUAL = {"segment": {"epochs": 8, "size": 180}, "mask": {"epochs": 6, "size": 128},
-         "cam": {"epochs": 0, "size": PIXELS}}
+TRANSFER = ("task", "data", "kind", "seed", "epochs", "size")        # of a row: what makes two runs the same run
+SCHEDULES = {"segment": {"epochs": 8, "size": 180}, "mask": {"epochs": 6, "size": 128},
+             "cam": {"epochs": 0, "size": PIXELS}}
 FLAGS = {"segment": ["-b", "4", "--lr", "0.02"], "mask": ["-b", "4", "--lr", "0.01", "--channels", "64"]}
 PENALTY = 1e-3          # of the new classifier's weights, squared
 
@@ -45,27 +44,30 @@ PENALTY = 1e-3          # of the new classifier's weights, squared
 def transfer_jobs(task: str, folder: Path, epochs: int | None, size: int | None) -> list[dict]:
     """Pair by pair."""
     given = {"epochs": epochs, "size": size} if task != "cam" else {}
-    settings = USUAL[task] | {name: value for name, value in given.items() if value is not None}
+    settings = SCHEDULES[task] | {name: value for name, value in given.items() if value is not None}
     return [{"task": task, "data": folder.name, "kind": kind, "seed": seed} | settings
             for seed in range(SEEDS) for kind in PAIR]
 
 
-def transfer_once(job: dict, folder: Path, runs: Path, where: dict) -> list[dict]:
-    """The rows of one network.  An interrupted training resumes from its last epoch."""
-    measured = look_at_masks(job, folder) if job["task"] == "cam" else train_on(job, folder, runs)
+def transfer_once(job: dict, folder: Path, runs: Path, where: dict, train: Callable[[list[str]], int]) -> list[dict]:
+    """The rows of one network.  An interrupted training resumes from its last epoch.
+
+    train: the detection command, detection.main.
+    """
+    measured = look_at_masks(job, folder) if job["task"] == "cam" else train_on(job, folder, runs, train)
     return [job | {"measure": name, "value": f"{value:.5f}", "n": n} | where for name, value, n in measured]
 
 
-def train_on(job: dict, folder: Path, runs: Path) -> list[tuple[str, float, int]]:
+def train_on(job: dict, folder: Path, runs: Path, train: Callable[[list[str]], int]) -> list[tuple[str, float, int]]:
     """The detection command, with what it prints in log.txt of the run's folder."""
-    run = runs / "_".join(str(job[name]) for name in RUN)
+    run = runs / "_".join(str(job[name]) for name in TRANSFER)
     run.mkdir(parents=True, exist_ok=True)
     line = [str(folder), "--task", job["task"], "-a", ARCH[job["kind"]], "--trainable", "5",
             "--weights", str(trained(f"photographs_{job['kind']}", job["seed"])), "--seed", str(job["seed"]),
             "--epochs", str(job["epochs"]), "--size", str(job["size"]), *FLAGS[job["task"]], "-j", "0",
             "--output", str(run), "--resume", "auto"]
     with (run / "log.txt").open("a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-        if code := detection.main(line):
+        if code := train(line):
             raise UserError(f"{run} ended with code {code}: {run / 'log.txt'} says why.")
     last = read_checkpoint(run)["history"][-1]
     n = len(CocoFolder(folder, "val", job["task"]))
