@@ -17,6 +17,7 @@ from scnet_minimal.lab.study.compare import t_interval
 from scnet_minimal.lab.study.looks import looked, paired
 from scnet_minimal.lab.study.photographs import KINDS, comparisons
 from scnet_minimal.lab.study.record import recorded
+from scnet_minimal.lab.study.transfer import transferred
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -171,3 +172,11 @@ def test_the_claims_about_maps_are_the_records():
     rows, text = recorded("looks"), " ".join(README.split())
     for measure, words in (("energy", "points of its energy in the object's box"), ("area", "points of area")):
         assert f"{points(paired(*(looked(rows, kind, measure, 'own') for kind in ('scnet', 'plain'))))} {words}" in text
+
+
+def test_the_claims_about_other_photographs_are_the_records():
+    rows, text = recorded("transfer"), " ".join(README.split())
+    for task, measure, words in (("segment", "miou", "of mean IoU"), ("mask", "box_ap", "of box AP"),
+                                 ("mask", "mask_ap", "of mask AP")):
+        difference = points(paired(*(transferred(rows, task, kind, measure) for kind in ("scnet", "plain"))))
+        assert f"{difference} {words}" in text or f"{difference} points {words}" in text
