@@ -11,6 +11,8 @@ from scnet_minimal.lab.study import __main__ as study
 from scnet_minimal.lab.study import transfer
 from scnet_minimal.lab.study.record import append_row, read_rows, setting
 
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
