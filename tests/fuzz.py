@@ -114,7 +114,7 @@ def spoil(value, rng: random.Random):
             case _: value[i] = spoil(value[i], rng)
         return value
     if isinstance(value, torch.Tensor):
-        return rng.choice([lambda: value[:0], lambda: value.flatten(), lambda: value.to(torch.int8),
+        return rng.choice([lambda: value.flatten()[:0], lambda: value.flatten(), lambda: value.to(torch.int8),
                            lambda: value.to(torch.float8_e5m2) if value.is_floating_point() else value.bool(),
                            lambda: value.to_sparse() if value.ndim else value, lambda: value * float("nan"),
                            lambda: value.unsqueeze(0), lambda: rng.choice(NASTY)])()
