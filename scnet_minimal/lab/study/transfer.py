@@ -28,12 +28,10 @@ from ..detect.coco import CocoFolder
 from ..errors import UserError
 from ..train.checkpoint import load_exactly, read_checkpoint, read_file
 from ..zoo import create_model, trained
-from .compare import t_interval
-from .looks import Pictures, batches, box_scores
+from .looks import Pictures, batches, box_scores, paired
 from .photographs import KINDS, PIXELS
 
 PAIR, SEEDS = ("scnet", "plain"), 3
-ARCH = {"scnet": "scnet_toy", "plain": "resnet_toy"}
 TRANSFER = ("task", "data", "kind", "seed", "epochs", "size")        # of a row: what makes two runs the same run
 SCHEDULES = {"segment": {"epochs": 8, "size": 180}, "mask": {"epochs": 6, "size": 128},
              "cam": {"epochs": 0, "size": PIXELS}}
@@ -62,7 +60,7 @@ def train_on(job: dict, folder: Path, runs: Path, train: Callable[[list[str]], i
     """The detection command, with what it prints in log.txt of the run's folder."""
     run = runs / "_".join(str(job[name]) for name in TRANSFER)
     run.mkdir(parents=True, exist_ok=True)
-    line = [str(folder), "--task", job["task"], "-a", ARCH[job["kind"]], "--trainable", "5",
+    line = [str(folder), "--task", job["task"], "-a", KINDS[job["kind"]][1], "--trainable", "5",
             "--weights", str(trained(f"photographs_{job['kind']}", job["seed"])), "--seed", str(job["seed"]),
             "--epochs", str(job["epochs"]), "--size", str(job["size"]), *FLAGS[job["task"]], "-j", "0",
             "--output", str(run), "--resume", "auto"]
@@ -80,7 +78,7 @@ def look_at_masks(job: dict, folder: Path) -> list[tuple[str, float, int]]:
     """The new classifier's accuracy, and looks.box_scores() with masks for boxes."""
     path = trained(f"photographs_{job['kind']}", job["seed"])
     content = read_file(path)
-    net = create_model(ARCH[job["kind"]], len(content["classes"]))
+    net = create_model(KINDS[job["kind"]][1], len(content["classes"]))
     load_exactly(net, content, path)
     net = fuse(net.eval())
     learn, test = (pictures_with_masks(folder, split, job["size"]) for split in ("train", "val"))
@@ -140,15 +138,16 @@ def transferred(rows: Sequence[dict], task: str, kind: str, measure: str) -> dic
 def transfer_table(rows: Sequence[dict]) -> str:
     """For each training and measure: both means over seeds, and the difference of pairs with its 95 % interval."""
     lines = []
-    for where in dict.fromkeys(tuple(row[name] for name in ("task", "data", "epochs", "size")) for row in rows):
-        task, data, epochs, size = where
-        here = [row for row in rows if tuple(row[name] for name in ("task", "data", "epochs", "size")) == where]
+    groups: dict[tuple[str, ...], list[dict]] = {}
+    for row in rows:
+        groups.setdefault((row["task"], row["data"], row["epochs"], row["size"]), []).append(row)
+    for (task, data, epochs, size), here in groups.items():
         lines += ["", f"{task} on {data}, {epochs} epochs at {size} px; in %", "",
                   f"{'':28} {'pairs':>5}  {KINDS['scnet'][0]:>10}  {KINDS['plain'][0]:>10}  difference  95 % interval"]
         for measure in dict.fromkeys(row["measure"] for row in here):
             scnet, plain = (transferred(here, task, kind, measure) for kind in PAIR)
             if len(seeds := [seed for seed in scnet if seed in plain]) > 1:
-                mean, low, high = t_interval([100 * (scnet[seed] - plain[seed]) for seed in seeds])
+                mean, low, high = (100 * value for value in paired(scnet, plain))
                 both = (100 * sum(kind[seed] for seed in seeds) / len(seeds) for kind in (scnet, plain))
                 lines.append(f"{measure:28} {len(seeds):5}  {next(both):10.2f}  {next(both):10.2f}  {mean:+10.2f}  "
                              f"{low:+.2f} to {high:+.2f}")
