@@ -28,6 +28,43 @@ def show(fig: Figure, alt: str) -> None:
     plt.close(fig)
 
 
+def _draw_differences(ax, compared: list) -> None:
+    for row, (_, pairs, seeds, both) in enumerate(compared):
+        ax.plot([100 * v for v in both[1:]], [row] * 2, color=OTHER, lw=1.5, label="" if row else "new pictures too")
+        ax.plot([100 * v for v in seeds[1:]], [row] * 2, color=INK, lw=3.5, label="" if row else "new seeds")
+        ax.plot([100 * d for d in pairs], [row - 0.24] * len(pairs), "o", ms=3.5, color=OTHER,
+                label="" if row else "a pair")
+        ax.plot(100 * seeds[0], row, "o", ms=7, color="white", mec=INK, mew=1.5, label="" if row else "mean")
+    ax.axvline(0, color=INK, lw=1, ls=":")
+    ax.set_yticks(range(len(compared)), [label for label, *_ in compared])
+    ax.set(title="differences of pairs, and 95 % intervals for", xlabel="points of top-1")
+    ax.invert_yaxis()
+    ax.legend(fontsize=8, frameon=False)
+
+
+def differences(compared: list) -> Figure:
+    """What pairs differ by, as on the right of seeds_and_differences, whose `compared` this takes."""
+    with plt.rc_context(STYLE):
+        fig, ax = plt.subplots(figsize=(9, 3.6), layout="constrained")
+        _draw_differences(ax, compared)
+    return fig
+
+
+def ladder(values: list[float], halves: dict[str, float], alt: str) -> None:
+    """A dot for each difference (points), and below them a bar around their mean for each half width, by its label."""
+    mean = sum(values) / len(values)
+    fig, ax = plt.subplots(figsize=(8.5, 0.42 * len(halves) + 1.1), layout="constrained")
+    ax.plot(values, [0] * len(values), "o", ms=6, color=OTHER, mec="white")
+    for row, half in enumerate(halves.values(), start=1):
+        ax.plot([mean - half, mean + half], [row, row], color=INK, lw=3)
+        ax.plot(mean, row, "o", ms=7, color="white", mec=INK, mew=1.5)
+        ax.text(mean + half + 0.06, row, f"± {half:.2f}", va="center")
+    ax.axvline(0, color=INK, lw=1, ls=":")
+    ax.set_yticks(range(len(halves) + 1), [f"{len(values)} differences", *halves])
+    ax.set(xlabel="SCNet − plain twin, points of top-1", ylim=(len(halves) + 0.5, -0.5), xlim=(-1.8, 2.4))
+    show(fig, alt)
+
+
 def seeds_and_differences(accuracies: dict[str, dict[int, float]], compared: list, colours: dict[str, str]) -> Figure:
     """Left, a dot for the accuracy of every seed, the pairs of the first two kinds joined; right, what pairs differ by.
 
@@ -45,17 +82,8 @@ def seeds_and_differences(accuracies: dict[str, dict[int, float]], compared: lis
             left.plot([100 * first[seed], 100 * second[seed]], [0, 1], color=OTHER, lw=0.7, zorder=0)
         left.set_yticks(range(len(accuracies)), accuracies)
         left.set(title="every seed, and the mean", xlabel="top-1, %")
-        for row, (_, differences, seeds, both) in enumerate(compared):
-            right.plot([100 * v for v in both[1:]], [row] * 2, color=OTHER, lw=1.5)
-            right.plot([100 * v for v in seeds[1:]], [row] * 2, color=INK, lw=3.5)
-            right.plot([100 * d for d in differences], [row - 0.24] * len(differences), "o", ms=3.5, color=OTHER)
-            right.plot(100 * seeds[0], row, "o", ms=7, color="white", mec=INK, mew=1.5)
-        right.axvline(0, color=INK, lw=1, ls=":")
-        right.set_yticks(range(len(compared)), [label for label, *_ in compared])
-        right.set(title="differences of pairs, and 95 %",
-                  xlabel="points; thick: new seeds; thin: pictures too")
-        for ax in (left, right):
-            ax.invert_yaxis()
+        _draw_differences(right, compared)
+        left.invert_yaxis()
     return fig
 
 
