@@ -291,8 +291,8 @@ def bottleneck_diagram(sc: dict[str, tuple], plain: dict[str, tuple]) -> Figure:
     right = tile(2, join, sc["x"], name="x")
     arrow((right, join + 1), (20, high), "", PLAIN)
     arrow((right, join - 1), (20, low), "", SC)
-    ax.text(14.5, high - 1.5, "1×1", ha="center", fontsize=9, weight="bold", color=PLAIN)
-    ax.text(14.5, low + 1.5, "1×1", ha="center", va="top", fontsize=9, weight="bold", color=SC)
+    ax.text(14, high - 1.5, "conv1_a\n1×1", ha="center", fontsize=9, weight="bold", color=PLAIN)
+    ax.text(14, low + 1.5, "1×1\nconv1_b", ha="center", va="top", fontsize=9, weight="bold", color=SC)
     # the ordinary half
     right = tile(20, high, sc["conv1_a"], PLAIN, "x₂")
     arrow((right, high), (70, high), f"K₁  {strided}", PLAIN)
@@ -324,7 +324,8 @@ def bottleneck_diagram(sc: dict[str, tuple], plain: dict[str, tuple]) -> Figure:
     size = scale * sc["k1"][1]
     tile(80, join + size / 2, sc["k1"], PLAIN, below=False)
     right = tile(80, join - size / 2, sc["scconv.k4"], SC, below=False)
-    ax.text(80 + size / 2, join - size - 0.6, " × ".join(map(str, (2 * sc["k1"][0], *sc["k1"][1:]))), ha="center",
+    half, *side = sc["k1"]
+    ax.text(80 + size / 2, join - size - 0.6, " × ".join(map(str, (f"({half} + {half})", *side))), ha="center",
             va="top", fontsize=8.5, color=INK)
     arrow((ordinary, high), (80, join + size / 2 + 0.5), "", PLAIN)
     arrow((calibrated, low), (80, join - size / 2 - 0.5), "", SC)
