@@ -322,10 +322,9 @@ def bottleneck_diagram(sc: dict[str, tuple], plain: dict[str, tuple]) -> Figure:
     calibrated = tile(70, low, sc["scconv.k4"], SC)
     # both halves, joined
     size = scale * sc["k1"][1]
-    tile(80, join + size / 2, sc["k1"], PLAIN, below=False)
-    right = tile(80, join - size / 2, sc["scconv.k4"], SC, below=False)
-    half, *side = sc["k1"]
-    ax.text(80 + size / 2, join - size - 0.6, " × ".join(map(str, (f"({half} + {half})", *side))), ha="center",
+    tile(80, join + size / 2, sc["k1"], PLAIN, str(sc["k1"][0]), below=False)
+    right = tile(80, join - size / 2, sc["scconv.k4"], SC, str(sc["scconv.k4"][0]), below=False)
+    ax.text(80 + size / 2, join - size - 0.6, " × ".join(map(str, (2 * sc["k1"][0], *sc["k1"][1:]))), ha="center",
             va="top", fontsize=8.5, color=INK)
     arrow((ordinary, high), (80, join + size / 2 + 0.5), "", PLAIN)
     arrow((calibrated, low), (80, join - size / 2 - 0.5), "", SC)
