@@ -77,11 +77,11 @@ def load_weights(model: nn.Module, path) -> nn.Module:
     state = _adapted(found, own)
     theirs, ours = ({name: tuple(t.shape) for name, t in s.items() if not name.endswith("num_batches_tracked")}
                     for s in (state, own))                           # old files and frozen norms have no such counters
-    wrong = [f"{name} is {theirs.get(name, 'absent')}, not {ours.get(name, 'absent')}"
+    wrong = [f"{name} is {theirs.get(name, 'missing')} and should be {ours.get(name, 'absent')}"
              for name in ours | theirs if theirs.get(name) != ours.get(name)]
     if wrong:
         raise ValueError(f"{path} looks like {_description(found)}; it does not fit this network with {_classes(own)} "
-                         f"classes.\nDifferences: {len(wrong)}; {'; '.join(wrong[:3])}{'; ...' * (len(wrong) > 3)}.")
+                         f"classes.\n{len(wrong)} differ: {'; '.join(wrong[:3])}{'; and more' * (len(wrong) > 3)}.")
     model.load_state_dict(state, strict=False)
     return model
 

@@ -432,7 +432,7 @@ def test_a_head_of_other_than_imagenets_1000_classes_is_never_replaced(tmp_path,
 def test_a_file_of_a_v1d_network_does_not_fit_a_network_without_its_names(tmp_path):
     path = tmp_path / "v1d.pth"
     path.write_bytes(packed(tiny(**V1D).state_dict()))
-    with pytest.raises(ValueError, match="conv1.0.weight|weight is absent"):
+    with pytest.raises(ValueError, match="conv1.0.weight|weight is missing"):
         weights.load_weights(torch.nn.Linear(2, 2), path)
 
 
