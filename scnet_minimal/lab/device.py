@@ -145,7 +145,8 @@ def describe_machine(device: torch.device) -> str:
     versions = f"torch {torch.__version__}, Python {platform.python_version()}, {platform.system()}"
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}; {versions}"
-    threads = f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+    count = torch.get_num_threads()
+    threads = f"{count} thread{'s' * (count != 1)}, {torch.backends.cpu.get_cpu_capability()}"
     return f"{processor_name()}, {'MPS, ' if device.type == 'mps' else ''}{threads}; {versions}"
 
 
