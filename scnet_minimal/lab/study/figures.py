@@ -30,14 +30,14 @@ def show(fig: Figure, alt: str) -> None:
 
 def _draw_differences(ax, compared: list) -> None:
     for row, (_, pairs, seeds, both) in enumerate(compared):
-        ax.plot([100 * v for v in both[1:]], [row] * 2, color=OTHER, lw=1.5, label="" if row else "new pictures too")
-        ax.plot([100 * v for v in seeds[1:]], [row] * 2, color=INK, lw=3.5, label="" if row else "new seeds")
+        ax.plot([100 * v for v in both[1:]], [row] * 2, color=OTHER, lw=1.5, label="" if row else "for new seeds and pictures")
+        ax.plot([100 * v for v in seeds[1:]], [row] * 2, color=INK, lw=3.5, label="" if row else "for new seeds")
         ax.plot([100 * d for d in pairs], [row - 0.24] * len(pairs), "o", ms=3.5, color=OTHER,
                 label="" if row else "a pair")
         ax.plot(100 * seeds[0], row, "o", ms=7, color="white", mec=INK, mew=1.5, label="" if row else "mean")
     ax.axvline(0, color=INK, lw=1, ls=":")
     ax.set_yticks(range(len(compared)), [label for label, *_ in compared])
-    ax.set(title="differences of pairs, and 95 % intervals for", xlabel="points of top-1")
+    ax.set(title="differences of pairs, and 95 % intervals", xlabel="points of top-1")
     ax.invert_yaxis()
     ax.legend(fontsize=8, frameon=False)
 
