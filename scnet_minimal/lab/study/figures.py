@@ -234,9 +234,9 @@ def bottleneck_diagram(sc: dict[str, tuple], plain: dict[str, tuple]) -> Figure:
     sc, plain: (C, H, W) of the input, "x", and of what each module gives, by its name in SCBottleneck and in
     torchvision's Bottleneck.
     """
-    fig = plt.figure(figsize=(10.4, 6.85), facecolor="white")
+    fig = plt.figure(figsize=(10.75, 6.85), facecolor="white")
     ax = fig.add_axes((0, 0, 1, 1))
-    ax.set(xlim=(0, 104), ylim=(-1, 67.5))
+    ax.set(xlim=(0, 107.5), ylim=(-1, 67.5))
     ax.set_axis_off()
     scale = 9 / sc["x"][1]
 
@@ -267,9 +267,9 @@ def bottleneck_diagram(sc: dict[str, tuple], plain: dict[str, tuple]) -> Figure:
     strided = f"3×3, stride {stride}" if stride > 1 else "3×3"
 
     def shortcut(y, above):
-        path((6.5, y + 4.5), (6.5, above), (89.5, above))
-        arrow((89.5, above), (89.5, y + 1.4))
-        ax.text(82, above - 0.4, "shortcut" + (f": 1×1, stride {stride}" if stride > 1 else ""), ha="center", va="top",
+        path((6.5, y + 4.5), (6.5, above), (95, above))
+        arrow((95, above), (95, y + 1.4))
+        ax.text(87.5, above - 0.4, "shortcut" + (f": 1×1, stride {stride}" if stride > 1 else ""), ha="center", va="top",
                 fontsize=9)
 
     # ResNet's
@@ -278,13 +278,13 @@ def bottleneck_diagram(sc: dict[str, tuple], plain: dict[str, tuple]) -> Figure:
     right = tile(2, row, plain["x"], name="x")
     arrow((right, row), (20, row), "1×1")
     right = tile(20, row, plain["conv1"], PLAIN)
-    arrow((right, row), (70, row), strided, PLAIN)
-    right = tile(70, row, plain["conv2"], PLAIN)
-    arrow((right, row), (88.1, row), "1×1")
-    joint(89.5, row, "+")
+    arrow((right, row), (72, row), strided, PLAIN)
+    right = tile(72, row, plain["conv2"], PLAIN)
+    arrow((right, row), (93.6, row), "1×1")
+    joint(95, row, "+")
     shortcut(row, 64)
-    arrow((90.9, row), (95, row))
-    tile(95, row, plain["conv3"])
+    arrow((96.4, row), (100, row))
+    tile(100, row, plain["conv3"])
     # SCNet's: the two 1x1
     high, low, wide, join = 36, 22, 5.5, 29                          # the rows: K1's, calibrated, context, both
     ax.text(0.5, 46.5, "SCNet", fontsize=11, weight="bold", color=SC, va="top")
@@ -295,44 +295,45 @@ def bottleneck_diagram(sc: dict[str, tuple], plain: dict[str, tuple]) -> Figure:
     ax.text(14, low + 1.5, "1×1\nconv1_b", ha="center", va="top", fontsize=9, weight="bold", color=SC)
     # the ordinary half
     right = tile(20, high, sc["conv1_a"], PLAIN, "x₂")
-    arrow((right, high), (70, high), f"K₁  {strided}", PLAIN)
-    ordinary = tile(70, high, sc["k1"], PLAIN)
+    arrow((right, high), (72, high), f"K₁  {strided}", PLAIN)
+    ordinary = tile(72, high, sc["k1"], PLAIN)
     # the calibrated half: context below, detail above, their product
-    right = tile(20, low, sc["conv1_b"], SC, "x₁")
+    right = tile(20, low, sc["conv1_b"], SC, "x₁", below=False)
+    foot = low - (right - 20) / 2                                    # of x1's square: its shape stands inside
+    ax.text((20 + right) / 2, foot + 0.5, " × ".join(map(str, sc["conv1_b"])), ha="center", fontsize=8, color=SC)
     arrow((right, low), (38, low), "K₃  3×3", SC)
     right = tile(38, low, sc["scconv.k3"], SC)
-    arrow((right, low), (52.1, low), "", SC)
-    turn = 31.5                                                      # where x1 branches off
-    path((turn, low), (turn, wide), (turn + 0.1, wide), colour=SC)
-    arrow((turn, wide), (40, wide), "pool", SC)
-    right = tile(40, wide, sc["scconv.k2.0"], SC)
-    arrow((right, wide), (50.5, wide), "K₂\n3×3", SC)
-    right = tile(50.5, wide, sc["scconv.k2"], SC)
-    arrow((right, wide), (58.6, wide), "up", SC)
-    joint(60, wide, "+", SC)
-    path((turn, 12), (60, 12), colour=SC)
-    arrow((60, 12), (60, wide + 1.4), "", SC)
-    ax.text(43, 12.3, "x₁ as it is", fontsize=8.5, color=SC, ha="center")
-    arrow((61.4, wide), (66, wide), "σ", SC)
-    tile(66, wide, sc["scconv.gate"], SC, "gate")
-    path((70.5, wide + 4.5), (70.5, 15), (53.5, 15), colour=SC)
-    arrow((53.5, 15), (53.5, low - 1.4), "", SC)
-    joint(53.5, low, "×", SC)
-    arrow((54.9, low), (70, low), f"K₄  {strided}", SC)
-    calibrated = tile(70, low, sc["scconv.k4"], SC)
+    arrow((right, low), (55.1, low), "", SC)
+    turn = 24.5                                                      # where x1 branches off
+    path((turn, foot), (turn, wide), (turn + 0.1, wide), colour=SC)
+    arrow((turn, wide), (30, wide), "pool", SC)
+    right = tile(30, wide, sc["scconv.k2.0"], SC)
+    arrow((right, wide), (39.5, wide), "K₂\n3×3", SC)
+    right = tile(39.5, wide, sc["scconv.k2"], SC)
+    arrow((right, wide), (45.1, wide), "up", SC)
+    joint(46.5, wide, "+", SC)
+    path((turn, 12), (46.5, 12), colour=SC)
+    arrow((46.5, 12), (46.5, wide + 1.4), "", SC)
+    ax.text(32, 12.3, "x₁ as it is", fontsize=8.5, color=SC, ha="center")
+    arrow((47.9, wide), (52, wide), "σ", SC)
+    right = tile(52, wide, sc["scconv.gate"], SC, "gate")
+    arrow((56.5, wide + (right - 52) / 2), (56.5, low - 1.4), "", SC)
+    joint(56.5, low, "×", SC)
+    arrow((57.9, low), (72, low), f"K₄  {strided}", SC)
+    calibrated = tile(72, low, sc["scconv.k4"], SC)
     # both halves, joined
     size = scale * sc["k1"][1]
-    tile(80, join + size / 2, sc["k1"], PLAIN, str(sc["k1"][0]), below=False)
-    right = tile(80, join - size / 2, sc["scconv.k4"], SC, str(sc["scconv.k4"][0]), below=False)
-    ax.text(80 + size / 2, join - size - 0.6, " × ".join(map(str, (2 * sc["k1"][0], *sc["k1"][1:]))), ha="center",
+    tile(82.5, join + size / 2, sc["k1"], PLAIN, str(sc["k1"][0]), below=False)
+    right = tile(82.5, join - size / 2, sc["scconv.k4"], SC, str(sc["scconv.k4"][0]), below=False)
+    ax.text(82.5 + size / 2, join - size - 0.6, " × ".join(map(str, (2 * sc["k1"][0], *sc["k1"][1:]))), ha="center",
             va="top", fontsize=8.5, color=INK)
-    arrow((ordinary, high), (80, join + size / 2 + 0.5), "", PLAIN)
-    arrow((calibrated, low), (80, join - size / 2 - 0.5), "", SC)
-    arrow((right, join), (88.1, join), "1×1")
-    joint(89.5, join, "+")
+    arrow((ordinary, high), (82.5, join + size / 2 + 0.5), "", PLAIN)
+    arrow((calibrated, low), (82.5, join - size / 2 - 0.5), "", SC)
+    arrow((right, join), (93.6, join), "1×1")
+    joint(95, join, "+")
     shortcut(join, 43.5)
-    arrow((90.9, join), (95, join))
-    tile(95, join, sc["conv3"])
+    arrow((96.4, join), (100, join))
+    tile(100, join, sc["conv3"])
     return fig
 
 
