@@ -269,8 +269,8 @@ def bottleneck_diagram(sc: dict[str, tuple], plain: dict[str, tuple]) -> Figure:
     def shortcut(y, above):
         path((6.5, y + 4.5), (6.5, above), (95, above))
         arrow((95, above), (95, y + 1.4))
-        ax.text(87.5, above - 0.4, "shortcut" + (f": 1×1, stride {stride}" if stride > 1 else ""), ha="center", va="top",
-                fontsize=9)
+        ax.text(87.5, above - 0.4, "shortcut" + (f": 1×1, stride {stride}" if stride > 1 else ""), ha="center",
+                va="top", fontsize=9)
 
     # ResNet's
     row = 58
