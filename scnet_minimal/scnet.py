@@ -135,9 +135,9 @@ class SCBottleneck(nn.Module):
         self.relu, self.downsample = nn.ReLU(inplace=True), downsample
 
     def forward(self, x: Tensor) -> Tensor:
-        a = self.relu(self.k1(self.relu(self.bn1_a(self.conv1_a(x)))))         # (B, half, H/stride, W/stride)
-        b = self.relu(self.scconv(self.relu(self.bn1_b(self.conv1_b(x)))))     # the same; SCConv puts this half first
-        y = self.avd_layer(torch.cat([a, b], dim=1))    # ReLU before cat: a norm goes back slowly from a slice of a map
+        a = self.k1(self.relu(self.bn1_a(self.conv1_a(x))))          # (B, half, H/stride, W/stride)
+        b = self.scconv(self.relu(self.bn1_b(self.conv1_b(x))))      # (B, half, H/stride, W/stride), first in SCConv
+        y = self.avd_layer(torch.cat([F.relu(a), F.relu(b)], dim=1))    # ReLU first: a norm's gradient is then no slice
         y = self.bn3(self.conv3(y))                                  # (B, 4 * planes, H/stride, W/stride)
         y += x if self.downsample is None else self.downsample(x)
         return self.relu(y)

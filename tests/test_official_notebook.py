@@ -32,7 +32,7 @@ def test_with_weights_in_the_official_format_notebook_06_has_the_same_outputs(tm
     torch.save(model.state_dict(), cache / Path(SOURCES["scnet50_v1d"]["official"]).name,
                _use_new_zipfile_serialization=False)
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    end = next(i for i, cell in enumerate(notebook.cells) if cell.source.startswith(OWN_CLASSES))
+    end = next(i for i, cell in enumerate(notebook.cells) if OWN_CLASSES in cell.source)
     assert not any("official" in cell.source for cell in notebook.cells[end:] if cell.cell_type == "code")
     notebook.cells = notebook.cells[:end]
     nbformat.write(notebook, tmp_path / NOTEBOOK.name)
