@@ -213,9 +213,8 @@ def has_exercises_as_described(notebook):
             yield f"exercise {n}: the answer's metadata"
         if not re.search(r"^( +)### BEGIN SOLUTION\n(?:.*\n)+?\1### END SOLUTION$", answer.source, re.M):
             yield f"exercise {n}: the answer does not stand between its markers in a function's body"
-        unfolded = {key: value for key, value in check.metadata.items() if key != "jupyter"}     # a long check may fold
-        if unfolded != {"nbgrader": {**usual, "grade_id": f"check-{name}", "grade": True, "locked": True,
-                                     "points": points}}:
+        graded = {"nbgrader": {**usual, "grade_id": f"check-{name}", "grade": True, "locked": True, "points": points}}
+        if check.metadata not in (graded, {"jupyter": {"source_hidden": True}, **graded}):   # a long one folds
             yield f"exercise {n}: the check's metadata"
         if "assert " not in check.source or [out.get("name") for out in check.outputs] != ["stdout"] or answer.outputs:
             yield f"exercise {n}: a check asserts, and prints one thing; an answer prints nothing"
