@@ -131,6 +131,16 @@ def test_the_last_glimpse_of_a_partner_is_a_pixel_beyond_the_reach(name):
     assert share[block.near] == 1 > share[block.far + 1] > 0 == share[block.far + 2]
 
 
+def test_the_ceiling_is_one_where_all_is_seen_and_a_coin_toss_where_nothing_is():
+    blind = dots.ceiling(nn.Conv2d(16, 16, 1), pictures=500)                  # the stem's 3x3 alone
+    assert 1 / 3 < blind[0] < 0.6                                             # dots that touch: half their pixels
+    assert (blind[1:] == 1 / 3).all()
+    everything = dots.ceiling(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Upsample(dots.SIZE)), pictures=500)
+    assert (everything == 1).all()
+    near = dots.ceiling(nn.Conv2d(16, 16, 5, padding=2), pictures=500)        # with the stem 7x7: 3 px, a dot is 2
+    assert (near[:2] == 1).all() and 1 / 3 < near[2] < 1 and (near[3:] == 1 / 3).all()
+
+
 def test_the_variant_with_nothing_changed_is_scconv():
     torch.manual_seed(0)
     block, variant, x = SCConv(16), dots.Variant(), torch.randn(2, 16, 24, 24)

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...scnet import SCConv, SelfCalibration
+from .count import measured_field
 from .ghost import GhostModule
 from .record import QUANTILES, quantiles
 
@@ -119,6 +120,23 @@ def score(net: nn.Module, seed: int, pictures: int = 64, distances: Sequence[int
     predicted, labels = [net(x).argmax(1) for x, _ in held_out], [y for _, y in held_out]
     scores = {d: dot_iou(p, y) for d, p, y in zip(distances, predicted, labels)}
     return scores | {"all": dot_iou(torch.cat(predicted), torch.cat(labels))}
+
+
+def ceiling(block: nn.Module, pictures: int = 10_000) -> np.ndarray:
+    """The best mean IoU that an untrained block's window allows, with the stem in front: a share for each distance.
+
+    A pixel that sees its partner is right, any other tosses a coin: if a share q sees it, IoU = (1 + q) / (3 - q).
+    """
+    chain = nn.Sequential(nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1), block)
+    sees = np.stack([measured_field(chain, CHANNELS, size=SIZE, at=(at, at)).any(1) for at in range(SIZE)])
+    sees = 1.0 * (sees[:, :-1] | sees[:, 1:])                # [a, b]: row a sees row b or b + 1, the two of a dot
+    share = (sees[:-1] + sees[1:]) / 2                       # the mean of the asking dot's two rows
+    best = []
+    for distance in DISTANCES:
+        corner = place_dots(np.full(pictures, distance), np.random.default_rng(distance))    # (n, pairs, dots, 2)
+        q = share[corner[:, :, 0], corner[:, :, 1]].prod(-1).mean()                          # square: rows x columns
+        best.append((1 + q) / (3 - q))
+    return np.array(best)
 
 
 # --- the blocks: 16 channels in, 16 out, and a norm after every convolution -------------------------------------------
