@@ -364,18 +364,19 @@ def detector_diagram(image: Tensor) -> Figure:
     ax.text(24, 36, "without its last layer", ha="center", va="center", fontsize=8.5, color=SC)
     ax.imshow(image.permute(1, 2, 0), extent=(1, 14, rows[0] - 4, rows[0] + 9), aspect="auto", zorder=2)
     arrow((14, rows[0]), (24 - sides[0] / 2, rows[0]), SC)
-    for i, (row, side) in enumerate(zip(rows, sides), start=1):
-        tile(24, row, side, SC, f"$x_{i}$")
+    for i, (row, side) in enumerate(zip(rows, sides), start=2):      # i: the power of two in the stride
+        tile(24, row, side, SC, f"$c_{i}$")
         tile(38, row, side, INK, f"$m_{i}$")
         tile(52, row, side, INK, f"$p_{i}$")
         for middle, text in ((31, "1×1"), (45, "3×3")):
             arrow((middle - 7 + side / 2, row), (middle + 7 - side / 2, row))
             ax.text(middle, row + 0.5, text, ha="center", fontsize=8)
-        ax.text(19.5, row + 0.5, f"stride {2 ** (i + 1)}", ha="right", va="bottom", fontsize=8, color=SC)
-        if i > 1:
-            arrow((24, rows[i - 2] + sides[i - 2] / 2), (24, row - side / 2), SC)
-            arrow((38, row - side / 2), (38, rows[i - 2] + sides[i - 2] / 2))
-            ax.text(38.6, (rows[i - 2] + sides[i - 2] / 2 + row - side / 2) / 2, "up", va="center", fontsize=8)
+        ax.text(19.5, row + 0.5, f"stride {2 ** i}", ha="right", va="bottom", fontsize=8, color=SC)
+        if i > 2:
+            below = rows[i - 3] + sides[i - 3] / 2
+            arrow((24, below), (24, row - side / 2), SC)
+            arrow((38, row - side / 2), (38, below))
+            ax.text(38.6, (below + row - side / 2) / 2, "up", va="center", fontsize=8)
     ax.plot([56.9, 57.5, 57.5, 56.9], [3, 3, 31.5, 31.5], color=INK, lw=1.3)
     # the proposals, and what cuts them out
     arrow((57.5, 25), (61, 25))
