@@ -40,7 +40,6 @@ def _draw_differences(ax, compared: list) -> None:
     ax.set_yticks(range(len(compared)), [label for label, *_ in compared])
     ax.set(title="differences of pairs, and 95 % intervals", xlabel="points of top-1")
     ax.invert_yaxis()
-    ax.legend(fontsize=8, frameon=False)
 
 
 def differences(compared: list) -> Figure:
@@ -48,6 +47,7 @@ def differences(compared: list) -> Figure:
     with plt.rc_context(STYLE):
         fig, ax = plt.subplots(figsize=(9, 3.6), layout="constrained")
         _draw_differences(ax, compared)
+        fig.legend(fontsize=8, ncols=4, loc="outside lower center")
     return fig
 
 
@@ -84,6 +84,7 @@ def seeds_and_differences(accuracies: dict[str, dict[int, float]], compared: lis
         left.set_yticks(range(len(accuracies)), accuracies)
         left.set(title="every seed, and the mean", xlabel="top-1, %")
         _draw_differences(right, compared)
+        right.legend(fontsize=8)
         left.invert_yaxis()
     return fig
 
