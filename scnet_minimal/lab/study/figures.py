@@ -219,12 +219,14 @@ def ghost_diagram() -> Figure:
     maps(4, x, INK, "$x_{}$", "c maps in")
     maps(33, p, PLAIN, "$p_{}$", "m primary maps")
     maps(57, g, GHOST, "$g_{{{}1}}$", "m (s − 1) ghosts")
-    maps(80, p, PLAIN, "$p_{}$", "")
-    maps(80, g, GHOST, "$g_{{{}1}}$", "n maps out")
+    maps(75, p, PLAIN, "$p_{}$", "")
+    maps(75, g, GHOST, "$g_{{{}1}}$", "")
+    ax.plot((80, 81, 81, 80), (p[0] + 1.5,) * 2 + (g[-1] - 1.5,) * 2, color=INK, lw=1.4)      # a bracket over all six
+    ax.text(82, (p[0] + g[-1]) / 2, "n maps\nout", va="center", fontsize=9, color=INK)
     lines(8, 33, [(a, b) for a in x for b in p], PLAIN)
     lines(37, 57, zip(p, g), GHOST)
-    lines(37, 80, zip(p, p), PLAIN)
-    lines(61, 80, zip(g, g), GHOST)
+    lines(37, 75, zip(p, p), PLAIN)
+    lines(61, 75, zip(g, g), GHOST)
     ax.text(20, 25, "k × k, each sees all c maps", ha="center", fontsize=9, weight="bold", color=PLAIN)
     ax.text(42, 4.5, "k′ × k′, each\nsees one map", ha="center", fontsize=9, weight="bold", color=GHOST)
     return fig
