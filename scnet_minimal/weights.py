@@ -104,9 +104,11 @@ def _classes(state: dict[str, Tensor]) -> int:
 
 
 def _description(state: dict[str, Tensor]) -> str:
-    depth = 101 if "layer3.22.k1.0.weight" in state else 50 if "layer3.5.k1.0.weight" in state else "?"
-    scnet = f"scnet{depth}{'_v1d' if 'conv1.0.weight' in state else ''}" if "layer1.0.k1.0.weight" in state else None
-    return f"{scnet or ('a ResNet' if 'layer1.0.conv2.weight' in state else 'no SCNet')} with {_classes(state)} classes"
+    depth = 101 if "layer3.22.k1.0.weight" in state else 50 if "layer3.5.k1.0.weight" in state else None
+    v1d = "_v1d" if "conv1.0.weight" in state else ""
+    scnet = f"scnet{depth}{v1d}" if depth else f"an SCNet{v1d} of another depth"
+    other = "a ResNet" if "layer1.0.conv2.weight" in state else "no SCNet"
+    return f"{scnet if 'layer1.0.k1.0.weight' in state else other} with {_classes(state)} classes"
 
 
 def read_weights(path) -> dict[str, Tensor]:

@@ -403,7 +403,7 @@ def refusal(path, model: SCNet | None = None, error=ValueError) -> str:
 
 
 @pytest.mark.parametrize("build, options, facts", [
-    (lambda: tiny(**V1D), {}, ["scnet?_v1d", "1000", "conv1.weight", "(4, 3, 7, 7)"]),
+    (lambda: tiny(**V1D), {}, ["an SCNet_v1d of another depth", "1000", "conv1.weight", "(4, 3, 7, 7)"]),
     (lambda: tiny(block=torchvision.models.resnet.Bottleneck), {}, ["ResNet", "layer1.0.conv1_a.weight"]),
     (lambda: tiny(in_chans=4), {"in_chans": 5}, ["conv1.weight", "(4, 4, 7, 7)", "(4, 5, 7, 7)"]),
     (lambda: torch.nn.Linear(2, 2), {}, ["no SCNet", "(4, 3, 7, 7)"]),
