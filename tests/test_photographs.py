@@ -158,19 +158,22 @@ def test_a_bootstrap_over_pictures_knows_what_they_alone_add():
         compare.picture_interval(right, good)
 
 
-def test_both_sources_together_cover_the_truth():
-    """Eight pairs on 400 pictures, both drawn anew 400 times: the interval holds the true difference 19 times in 20."""
-    rng, held = np.random.default_rng(0), 0
-    for _ in range(400):
-        pictures = rng.normal(0.02, 0.5, 400)                       # what each picture adds to the difference
-        seeds = rng.normal(0, 0.02, 8)
-        d = (pictures.mean() + seeds).tolist()
-        half = 1.96 * 0.5 / 400 ** 0.5
-        by_picture = compare.Interval(np.mean(d), np.mean(d) - half, np.mean(d) + half)
-        _, low, high = compare.both_interval(compare.t_interval(d), by_picture)
+def test_both_sources_together_cover_the_truth(monkeypatch):
+    """Eight pairs on 200 pictures, all drawn anew 200 times: the interval holds the true difference 19 times in 20."""
+    monkeypatch.setattr(compare, "DRAWS", 250)
+    rng, held, widths = np.random.default_rng(0), 0, []
+    for _ in range(200):
+        pictures = rng.normal(0.02, 0.3, 200)                       # what each picture adds to the difference
+        seeds = rng.normal(0, 0.02, (8, 1))
+        d = pictures + seeds + rng.normal(0, 0.6, (8, 200))         # ... and how a pair happens to answer it
+        _, low, high = compare.both_interval(d, np.zeros_like(d))
         held += low <= 0.02 <= high
-    assert 0.93 < held / 400 < 0.99
-    assert high - low > by_picture.high - by_picture.low
+        alone = [compare.t_interval(d.mean(1)), compare.picture_interval(d)]
+        widths.append([high - low, *(one.high - one.low for one in alone)])
+    assert 0.93 <= held / 200 < 0.99
+    both, of_seeds, of_pictures = np.array(widths).T
+    assert (both > 0.999 * np.maximum(of_seeds, of_pictures)).all()
+    assert (both < np.hypot(of_seeds, of_pictures)).all()           # nothing is counted twice
 
 
 def made_up(kind, seed, right, **more):
