@@ -318,7 +318,7 @@ def bottleneck_diagram(sc: dict[str, tuple], plain: dict[str, tuple]) -> Figure:
     joint(46.5, wide, "+", SC)
     path((turn, 12), (46.5, 12), colour=SC)
     arrow((46.5, 12), (46.5, wide + 1.4), "", SC)
-    ax.text(32, 12.3, "x₁ as it is", fontsize=8.5, color=SC, ha="center")
+    ax.text(32, 12.8, "x₁ as it is", fontsize=8.5, color=SC, ha="center")
     arrow((47.9, wide), (52, wide), "σ", SC)
     right = tile(52, wide, sc["scconv.gate"], SC, "gate")
     arrow((56.5, wide + (right - 52) / 2), (56.5, low - 1.4), "", SC)
