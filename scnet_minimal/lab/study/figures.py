@@ -30,9 +30,10 @@ def show(fig: Figure, alt: str) -> None:
 
 def _draw_differences(ax, compared: list) -> None:
     for row, (_, pairs, seeds, both) in enumerate(compared):
-        ax.plot([100 * v for v in both[1:]], [row] * 2, color=OTHER, lw=1.5,
-                label="" if row else "for new seeds and pictures")
-        ax.plot([100 * v for v in seeds[1:]], [row] * 2, color=INK, lw=3.5, label="" if row else "for new seeds")
+        ax.plot([100 * v for v in both[1:]], [row] * 2, "|-", ms=11, mew=1.5, color=OTHER, lw=1.5,
+                label="" if row else "for new seeds and photographs")
+        ax.plot([100 * v for v in seeds[1:]], [row] * 2, color=INK, lw=3.5, solid_capstyle="butt",
+                label="" if row else "for new seeds")
         ax.plot([100 * d for d in pairs], [row - 0.24] * len(pairs), "o", ms=3.5, color=OTHER,
                 label="" if row else "a pair")
         ax.plot(100 * seeds[0], row, "o", ms=7, color="white", mec=INK, mew=1.5, label="" if row else "mean")
