@@ -29,7 +29,8 @@ def grad_cam(model: nn.Module, layer: str | nn.Module, x: Tensor, classes: Tenso
         x: images (B, C, H, W), normalized as in training.
         classes: (B,) indices of the logits to explain; None: the largest of each image.
 
-    Returns (B, H, W) in 0..1; all zero where nothing speaks for the class.
+    Returns (B, H, W) in 0..1; all zero where nothing speaks for the class. As usual, the cells tile the image: with a
+    stride of s px, the map lies (s - 1) / 2 px below and to the right of its cells' receptive fields (notebook 07).
     """
     with evaluating(model):
         logits, map = run_to(model, layer, watched(x))              # a gradient, even of a frozen network
