@@ -168,6 +168,23 @@ def test_all_energy_is_in_a_box_that_is_the_picture_and_none_in_an_empty_one(fol
     assert set(found.values()) == {share} or list(found.values()) == pytest.approx([share] * 5)
 
 
+def test_a_moved_map_has_its_peak_where_the_cell_looks():
+    """A square around pixel (32, 32), where cell (2, 2) of four 3x3s with stride 2 is centred; its tile is 32 to 47."""
+    net = Brightness()
+    net.layer4 = nn.Sequential(*(nn.Conv2d(c, 1, 3, stride=2, padding=1, bias=False) for c in (3, 1, 1, 1)))
+    for conv in net.layer4:
+        conv.weight.data.fill_(1.0)
+    x = torch.tensor([124, 116, 104], dtype=torch.uint8)[:, None, None].repeat(1, 1, 64, 64)    # about 0, normalized
+    x[:, :, 24:41, 24:41] = 255
+    boxes = torch.zeros(1, 64, 64, dtype=torch.bool)
+    boxes[:, 30:35, 30:35] = True
+    data = looks.Pictures(x, torch.zeros(1, dtype=torch.int64), boxes, ["square"])
+    usual, moved = looks.box_scores(net, data), looks.moved_scores(net, data)
+    assert [value for _, name, measure, value, _ in usual if (name, measure) == ("own", "points")] == [0]
+    assert [value for _, name, measure, value, _ in moved if (name, measure) == ("own, moved", "points")] == [1]
+    assert energies(moved)["own, moved"] > energies(usual)["own"]
+
+
 # --- field ------------------------------------------------------------------------------------------------------------
 
 class Convolutions(nn.Module):
@@ -220,13 +237,13 @@ def test_looks_at_trained_networks_become_rows_that_pair(folder, tmp_path, monke
     for kind, seed in (("scnet", 0), ("plain", 0), ("scnet", 1), ("plain", 1)):
         photographs.train_kind({"kind": kind, "seed": seed, "epochs": 1, "size": 32}, folder, runs)
     jobs = looks.look_jobs(runs, 1, 32)
-    assert len(jobs) == 10 and looks.look_jobs(runs, 2, 32) == []
+    assert len(jobs) == 14 and looks.look_jobs(runs, 2, 32) == []
     monkeypatch.setattr(looks, "FIELDS", 2)
     for job in jobs:
         append_row(table, *looks.look_once(job, folder, runs, setting("native", 1)))
     assert study.main(command) == 0 and "0 new looks" in capsys.readouterr().out
     rows = read_rows(table)
-    assert len(rows) == 2 * (21 + 12 + 32) + 2 * (12 + 32)
+    assert len(rows) == 2 * (21 + 12 + 7 + 32) + 2 * (12 + 7 + 32)
     even = looks.looked(rows, "scnet", "energy", "even")
     assert list(even) == [0, 1] and looks.paired(even, looks.looked(rows, "plain", "energy", "even")) == (0, 0, 0)
     assert study.main(["looks", "--table", "--out", str(table)]) == 0

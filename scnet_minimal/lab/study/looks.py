@@ -3,6 +3,7 @@
     gates    SCNet's accuracy when its gates give way to some that know less of the picture: GATES
     boxes    how much of Grad-CAM's map for the true class lies in the object's box, beside maps that know less
              or more
+    moved    the same, of maps moved to where their cells' fields are centred
     field    the effective receptive field of each stage, before training and after
 
 A row of the table is one number of one network, and value its measure:
@@ -10,7 +11,7 @@ A row of the table is one number of one network, and value its measure:
     look, kind, seed, epochs, size      what was looked at, and whose run of photographs.csv it was
     stage                               1 to 4, or all
     treatment                           of GATES; whose map, see box_scores(); of a field "untrained" or "trained"
-    measure                             gates: accuracy;  boxes: energy, points, area (shares);  field: half,
+    measure                             gates: accuracy;  boxes, moved: energy, points, area (shares);  field: half,
                                         nine tenths, above (sides in px), far (the share from more than FAR px away)
     value, n                            and over how many pictures
 
@@ -38,7 +39,8 @@ from .explain import effective_field, energy_inside, field_side, grad_cam, point
 from .photographs import KINDS, in_order, run_folder, study_network
 from .timing import settled
 
-LOOKS = {"gates": ("scnet",), "boxes": ("scnet", "plain"), "field": ("scnet", "r1", "no_gate", "plain")}    # of kinds
+LOOKS = {"gates": ("scnet",), "boxes": ("scnet", "plain"), "moved": ("scnet", "plain"),
+         "field": ("scnet", "r1", "no_gate", "plain")}                              # of kinds
 LOOK = ("look", "kind", "seed", "epochs", "size")       # of a row: what makes two looks the same
 EVERY, AT_ONCE = 2, 250         # which pictures of the split are looked at: every second; and in a batch
 SIDE = 64                       # px, of a picture of Tiny ImageNet as it is stored: what its boxes count in
@@ -153,8 +155,8 @@ def box_scores(net: nn.Module, pictures: Pictures) -> Numbers:
     know nothing of the picture.  The box itself, averaged over the map's cells; and of all cells the one with most of
     its energy in the box, which no map exceeds.
     """
-    x, y, boxes, _ = pictures
-    cams = torch.cat([grad_cam(net, "layer4", normalize(x[part]), y[part]) for part in batches(len(x))])
+    x, _, boxes, _ = pictures
+    cams = true_class_maps(net, pictures)
     with torch.no_grad():
         cells = net.forward_features(normalize(x[:1])).shape[2:]
     enlarge = partial(F.interpolate, size=x.shape[2:], mode="bilinear")         # as grad_cam does
@@ -165,6 +167,33 @@ def box_scores(net: nn.Module, pictures: Pictures) -> Numbers:
             "box itself": seen}
     numbers = [("even", "energy", boxes.float().mean().item(), len(boxes)),
                ("best cell", "energy", best.mean().item(), len(best))]
+    return [("4", *number) for number in numbers + map_scores(maps, boxes)]
+
+
+def moved_scores(net: nn.Module, pictures: Pictures) -> Numbers:
+    """box_scores() of maps that lie half a cell further up and to the left.
+
+    A cell's field is centred on its first pixel, (stride - 1) / 2 px away from the middle of the tile that grad_cam
+    gives it.  The last values are continued.
+    """
+    with torch.no_grad():
+        cells = net.forward_features(normalize(pictures.x[:1])).shape[2:]
+    half = pictures.x.shape[3] // cells[1] // 2
+    wide = F.pad(true_class_maps(net, pictures)[:, None], (0, half, 0, half), mode="replicate")
+    cams = F.avg_pool2d(wide[:, :, half - 1:, half - 1:], 2, stride=1)[:, 0]
+    maps = {"own": cams, "another picture's": other_picture(cams), "mean map": cams.mean(0).expand_as(cams)}
+    return [("4", f"{name}, moved", *number) for name, *number in map_scores(maps, pictures.boxes)]
+
+
+def true_class_maps(net: nn.Module, pictures: Pictures) -> Tensor:
+    """Grad-CAM of the last stage for the true class, (N, size, size)."""
+    parts = batches(len(pictures.x))
+    return torch.cat([grad_cam(net, "layer4", normalize(pictures.x[part]), pictures.y[part]) for part in parts])
+
+
+def map_scores(maps: dict[str, Tensor], boxes: Tensor) -> list[tuple[str, str, float, int]]:
+    """Name, measure, value, n."""
+    numbers = []
     for name, map in maps.items():
         energy = energy_inside(map, boxes)
         some = energy.isfinite()                                                # of an empty map there is none
@@ -172,7 +201,7 @@ def box_scores(net: nn.Module, pictures: Pictures) -> Numbers:
                     (name, "points", points_at(map, boxes)[some].float().mean().item(), int(some.sum()))]
         if name in ("own", "box itself"):                                       # another picture's is just as large
             numbers.append((name, "area", (map[some] > 0.5).float().mean().item(), int(some.sum())))
-    return [("4", *number) for number in numbers]
+    return numbers
 
 
 # --- field ------------------------------------------------------------------------------------------------------------
@@ -223,7 +252,8 @@ def look_once(job: dict, folder: str, runs: Path, where: dict) -> list[dict]:
     untrained, net = (study_network(job["kind"], job["seed"], len(pictures.classes)) for _ in range(2))
     load_exactly(net, read_checkpoint(path, job["kind"], pictures.classes), path / "last.pt")
     net = fuse(net.eval())                              # the same function, a third faster
-    numbers = {"gates": gate_accuracies, "boxes": box_scores, "field": partial(field_sizes, untrained)}[job["look"]]
+    numbers = {"gates": gate_accuracies, "boxes": box_scores, "moved": moved_scores,
+               "field": partial(field_sizes, untrained)}[job["look"]]
     return [{**job, "stage": stage, "treatment": treatment, "measure": measure, "value": f"{value:.5f}", "n": n}
             | where for stage, treatment, measure, value, n in numbers(net, pictures)]
 
