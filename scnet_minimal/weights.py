@@ -73,22 +73,24 @@ def load_weights(model: nn.Module, path) -> nn.Module:
 
     Raises FileNotFoundError, ImportError without the package safetensors, ValueError for any file that does not load.
     """
-    found, own = read_weights(path), model.state_dict()
-    state = _adapted(found, own)
+    own = model.state_dict()
+    state = _adapted(read_weights(path), own)
     theirs, ours = ({name: tuple(t.shape) for name, t in s.items() if not name.endswith("num_batches_tracked")}
                     for s in (state, own))                           # old files and frozen norms have no such counters
     wrong = [f"{name} is {theirs.get(name, 'missing')} and should be {ours.get(name, 'absent')}"
              for name in ours | theirs if theirs.get(name) != ours.get(name)]
     if wrong:
-        raise ValueError(f"{path} looks like {_description(found)}; it does not fit this network with {_classes(own)} "
-                         f"classes.\n{len(wrong)} differ: {'; '.join(wrong[:3])}{'; and more' * (len(wrong) > 3)}.")
+        looks = [f"found {a}, expected {b}" for a, b in zip(_description(state), _description(own)) if a != b]
+        raise ValueError(f"{': '.join([f'{path} does not fit this network', *looks[:1]])}.\n"
+                         f"{len(wrong)} differ: {'; '.join(wrong[:3])}{'; and more' * (len(wrong) > 3)}.")
     model.load_state_dict(state, strict=False)
     return model
 
 
 def _adapted(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
     """A file's tensors, with the head and the first convolution that a network with the state dict `own` needs."""
-    if _classes(own) not in (1000, _classes(state)) and (_classes(state) == 1000 or _classes(own) == 0):
+    theirs, ours = (len(s.get("fc.weight", ())) for s in (state, own))                   # classes
+    if ours not in (1000, theirs) and (theirs == 1000 or ours == 0):
         state = {name: t for name, t in state.items() if not name.startswith("fc.")}
         state |= {name: t for name, t in own.items() if name.startswith("fc.")}
     first = "conv1.weight" if "conv1.weight" in own else "conv1.0.weight"
@@ -99,16 +101,12 @@ def _adapted(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tens
     return state
 
 
-def _classes(state: dict[str, Tensor]) -> int:
-    return len(state.get("fc.weight", ()))
-
-
-def _description(state: dict[str, Tensor]) -> str:
-    depth = 101 if "layer3.22.k1.0.weight" in state else 50 if "layer3.5.k1.0.weight" in state else None
-    v1d = "_v1d" if "conv1.0.weight" in state else ""
-    scnet = f"scnet{depth}{v1d}" if depth else f"an SCNet{v1d} of another depth"
+def _description(state: dict[str, Tensor]) -> tuple[str, str]:
+    blocks = tuple(len({name.split(".")[1] for name in state if name.startswith(f"layer{i}.")}) for i in range(1, 5))
+    v1d, name = "_v1d" * ("conv1.0.weight" in state), {(3, 4, 6, 3): "scnet50", (3, 4, 23, 3): "scnet101"}.get(blocks)
+    scnet = f"{name}{v1d}" if name else f"an SCNet{v1d} of {blocks} blocks"
     other = "a ResNet" if "layer1.0.conv2.weight" in state else "no SCNet"
-    return f"{scnet if 'layer1.0.k1.0.weight' in state else other} with {_classes(state)} classes"
+    return scnet if "layer1.0.k1.0.weight" in state else other, f"{len(state.get('fc.weight', ()))} classes"
 
 
 def read_weights(path) -> dict[str, Tensor]:
@@ -144,9 +142,9 @@ def _why_unreadable(path: Path, error: Exception) -> str:
     if not start:
         return "is empty: delete it and download it again"
     if start.startswith(b"<"):
-        return "is a web page, not weights: open its address in a browser and save the file that is offered there"
+        return "is a web page, not weights: download the file again, with a browser"
     if path.suffix == ".zip":
         return "is an archive: unzip it and name the .pth inside"
     if refused := re.search(r"GLOBAL (\S+)", str(error)):
-        return f"was refused and nothing in it run: beside tensors it holds {refused[1]}; ask for a plain state dict"
+        return f"was refused, and nothing in it was run: it holds {refused[1]}; ask for a plain state dict"
     return "is cut off, damaged, or no weights file (nothing in it was run): delete it and download it again"

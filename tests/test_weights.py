@@ -371,7 +371,7 @@ def test_scnet50_takes_a_file_without_pretrained_and_predicts_as_its_source(tmp_
     with torch.inference_mode():
         assert torch.equal(model(x), source(x))
     assert torch.equal(ten.layer4[2].scconv.k4[0].weight, source.layer4[2].scconv.k4[0].weight)
-    with pytest.raises(ValueError, match="scnet50 with 1000 classes"):
+    with pytest.raises(ValueError, match=r"found scnet50, expected scnet50_v1d\.\n54 differ"):
         scnet50_v1d(pretrained=True, weights=path, **THIN)
 
 
@@ -403,12 +403,13 @@ def refusal(path, model: SCNet | None = None, error=ValueError) -> str:
 
 
 @pytest.mark.parametrize("build, options, facts", [
-    (lambda: tiny(**V1D), {}, ["an SCNet_v1d of another depth", "1000", "conv1.weight", "(4, 3, 7, 7)"]),
+    (lambda: tiny(**V1D), {}, ["found an SCNet_v1d of (1, 1, 1, 1) blocks", "conv1.weight", "(4, 3, 7, 7)"]),
     (lambda: tiny(block=torchvision.models.resnet.Bottleneck), {}, ["ResNet", "layer1.0.conv1_a.weight"]),
     (lambda: tiny(in_chans=4), {"in_chans": 5}, ["conv1.weight", "(4, 4, 7, 7)", "(4, 5, 7, 7)"]),
     (lambda: torch.nn.Linear(2, 2), {}, ["no SCNet", "(4, 3, 7, 7)"]),
-    (lambda: SCNet((1, 1, 6, 1), widths=(4, 4, 4, 4)), {}, ["scnet50", "layer3.1.conv1_a.weight"]),
-    (lambda: SCNet((1, 1, 23, 1), widths=(4, 4, 4, 4), **V1D), {}, ["scnet101_v1d"]),
+    (lambda: SCNet((3, 4, 6, 3), widths=(4, 4, 4, 4)), {},
+     ["found scnet50, expected an SCNet of (1, 1, 1, 1) blocks.", "layer1.1.conv1_a.weight"]),
+    (lambda: SCNet((3, 4, 23, 3), widths=(4, 4, 4, 4), **V1D), {}, ["found scnet101_v1d, expected an SCNet of"]),
 ])
 def test_file_of_another_network_says_what_differs_and_what_it_looks_like(tmp_path, build, options, facts):
     path = tmp_path / "other.pth"
@@ -416,7 +417,7 @@ def test_file_of_another_network_says_what_differs_and_what_it_looks_like(tmp_pa
     model = tiny(**options)
     before = {name: t.clone() for name, t in model.state_dict().items()}
     message = refusal(path, model)
-    assert all(fact in message for fact in facts)
+    assert all(fact in message for fact in facts) and "classes" not in message
     assert message.count("\n") == 1 and same(model, before)
 
 
@@ -426,7 +427,8 @@ def test_a_head_of_other_than_imagenets_1000_classes_is_never_replaced(tmp_path,
     path.write_bytes(packed(tiny(theirs).state_dict()))
     before = {name: t.clone() for name, t in model.state_dict().items()}
     message = refusal(path, model)
-    assert f" {theirs} classes" in message and f" {ours} classes" in message and same(model, before)
+    assert f" does not fit this network: found {theirs} classes, expected {ours} classes.\n" in message
+    assert "SCNet" not in message and same(model, before)            # the two differ in nothing else
 
 
 def test_a_file_of_a_v1d_network_does_not_fit_a_network_without_its_names(tmp_path):
@@ -480,7 +482,8 @@ def test_whole_saved_model_asks_for_the_state_dict(tmp_path):
 
 
 @pytest.mark.parametrize("content, fact", [
-    (b"", "empty"), (b"<!doctype html><title>Sign in</title>", "web page"), (b"\n <HTML>", "web page"),
+    (b"", "empty"), (b"<!doctype html><title>Sign in</title>", "web page, not weights: download"),
+    (b"\n <HTML>", "web page"),
     (b"hello world", "damaged"), (bytes(range(256)), "damaged"),
     (packed(tiny().state_dict())[:3000], "cut off"), (packed(tiny().state_dict())[:10], "cut off"),
     (packed(tiny().state_dict(), _use_new_zipfile_serialization=False)[:-40], "cut off"),
