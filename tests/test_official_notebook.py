@@ -11,7 +11,7 @@ from scnet_minimal.weights import SOURCES
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "notebooks" / "06_official_weights.ipynb"
-OWN_CLASSES = "## 6"        # from here on the notebook uses the small network, whatever weights are there
+OWN_CLASSES = "## 5"        # from here on the notebook uses the small network, whatever weights are there
 
 
 def compared(cells):
