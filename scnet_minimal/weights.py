@@ -82,7 +82,7 @@ def load_weights(model: nn.Module, path) -> nn.Module:
     if wrong:
         looks = [f"found {a}, expected {b}" for a, b in zip(_description(state), _description(own)) if a != b]
         raise ValueError(f"{': '.join([f'{path} does not fit this network', *looks[:1]])}.\n"
-                         f"{len(wrong)} differ: {'; '.join(wrong[:3])}{'; and more' * (len(wrong) > 3)}.")
+                         f"{len(wrong)} tensors differ: {'; '.join(wrong[:3])}{'; and more' * (len(wrong) > 3)}.")
     model.load_state_dict(state, strict=False)
     return model
 

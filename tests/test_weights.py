@@ -371,7 +371,7 @@ def test_scnet50_takes_a_file_without_pretrained_and_predicts_as_its_source(tmp_
     with torch.inference_mode():
         assert torch.equal(model(x), source(x))
     assert torch.equal(ten.layer4[2].scconv.k4[0].weight, source.layer4[2].scconv.k4[0].weight)
-    with pytest.raises(ValueError, match=r"found scnet50, expected scnet50_v1d\.\n54 differ"):
+    with pytest.raises(ValueError, match=r"found scnet50, expected scnet50_v1d\.\n54 tensors differ"):
         scnet50_v1d(pretrained=True, weights=path, **THIN)
 
 
