@@ -58,8 +58,8 @@ def picture_interval(right: np.ndarray, other: np.ndarray | None = None, seed: i
     if other is not None and right.shape != other.shape:
         raise ValueError(f"Pairs need the same seeds and photographs: {right.shape} and {other.shape}.")
     per_picture = right.mean(0) - (0 if other is None else other.mean(0))
-    rng = np.random.default_rng(seed)
-    drawn = [rng.choice(per_picture, len(per_picture)).mean() for _ in range(DRAWS)]
+    rng, n = np.random.default_rng(seed), len(per_picture)
+    drawn = np.concatenate([per_picture[rng.integers(n, size=(50, n))].mean(1) for _ in range(DRAWS // 50)])
     return Interval(per_picture.mean(), *np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]))
 
 
