@@ -63,15 +63,15 @@ def picture_interval(right: np.ndarray, other: np.ndarray | None = None, seed: i
     return Interval(per_picture.mean(), *np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]))
 
 
-def both_interval(right: np.ndarray, other: np.ndarray) -> Interval:
+def both_interval(right: np.ndarray, other: np.ndarray, pictures: Interval | None = None) -> Interval:
     """The difference of networks (seeds, N) and their partners, for new seeds and new photographs.
 
     The half widths of t_interval() and picture_interval() in quadrature.  How one network happens to answer one
     photograph is in both of them, so that part, which is left when seeds and photographs are taken out, is taken off
-    once.
+    once.  pictures: their picture_interval(), whose bootstrap is slow; None: it is computed.
     """
     d = right.astype(float) - other
-    seeds, pictures = t_interval(d.mean(1)), picture_interval(right, other)
+    seeds, pictures = t_interval(d.mean(1)), pictures or picture_interval(right, other)
     rest = d - d.mean(0) - d.mean(1, keepdims=True) + d.mean()
     twice = (rest ** 2).sum() / ((d.shape[0] - 1) * (d.shape[1] - 1)) / d.size       # a variance of the mean
     of_seeds, of_pictures = (((one.high - one.low) / 2) ** 2 for one in (seeds, pictures))

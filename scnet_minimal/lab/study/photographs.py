@@ -188,8 +188,9 @@ def comparisons(rows: Sequence[dict]) -> list[Comparison]:
         if len(seeds) > 1:
             first, second = (np.stack([right[kind][seed] for seed in seeds]) for kind in kinds)
             d = (first.mean(1) - second.mean(1)).tolist()
-            found.append(Comparison(kinds, d, t_interval(d), picture_interval(first, second),
-                                    both_interval(first, second), findable(d)))
+            by_picture = picture_interval(first, second)
+            found.append(Comparison(kinds, d, t_interval(d), by_picture, both_interval(first, second, by_picture),
+                                    findable(d)))
     return found
 
 
