@@ -89,7 +89,7 @@ def load_weights(model: nn.Module, path) -> nn.Module:
 
 def _adapted(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
     """A file's tensors, with the head and the first convolution that a network with the state dict `own` needs."""
-    theirs, ours = _classes(state), _classes(own)
+    theirs, ours = (len(s.get("fc.weight", ())) for s in (state, own))                   # classes
     if ours not in (1000, theirs) and (theirs == 1000 or ours == 0):
         state = {name: t for name, t in state.items() if not name.startswith("fc.")}
         state |= {name: t for name, t in own.items() if name.startswith("fc.")}
@@ -106,11 +106,7 @@ def _description(state: dict[str, Tensor]) -> tuple[str, str]:
     v1d, name = "_v1d" * ("conv1.0.weight" in state), {(3, 4, 6, 3): "scnet50", (3, 4, 23, 3): "scnet101"}.get(blocks)
     scnet = f"{name}{v1d}" if name else f"an SCNet{v1d} of {blocks} blocks"
     other = "a ResNet" if "layer1.0.conv2.weight" in state else "no SCNet"
-    return scnet if "layer1.0.k1.0.weight" in state else other, f"{_classes(state)} classes"
-
-
-def _classes(state: dict[str, Tensor]) -> int:
-    return len(state.get("fc.weight", ()))
+    return scnet if "layer1.0.k1.0.weight" in state else other, f"{len(state.get('fc.weight', ()))} classes"
 
 
 def read_weights(path) -> dict[str, Tensor]:
