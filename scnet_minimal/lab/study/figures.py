@@ -29,11 +29,12 @@ def show(fig: Figure, alt: str) -> None:
 
 
 def _draw_differences(ax, compared: list) -> None:
-    for row, (_, pairs, seeds, both) in enumerate(compared):
-        ax.plot([100 * v for v in both[1:]], [row] * 2, "|-", ms=11, mew=1.5, color=OTHER, lw=1.5,
-                label="" if row else "for new seeds and photographs")
+    for row, (_, pairs, seeds, *both) in enumerate(compared):
+        for _, low, high in both:
+            ax.plot([100 * low, 100 * high], [row] * 2, "|-", ms=11, mew=1.5, color=OTHER, lw=1.5,
+                    label="" if row else "for new seeds and photographs")
         ax.plot([100 * v for v in seeds[1:]], [row] * 2, color=INK, lw=3.5, solid_capstyle="butt",
-                label="" if row else "for new seeds")
+                label="" if row else "95 % interval for new seeds")
         ax.plot([100 * d for d in pairs], [row - 0.24] * len(pairs), "o", ms=3.5, color=OTHER,
                 label="" if row else "a pair")
         ax.plot(100 * seeds[0], row, "o", ms=7, color="white", mec=INK, mew=1.5, label="" if row else "mean")
@@ -44,7 +45,8 @@ def _draw_differences(ax, compared: list) -> None:
 
 
 def differences(compared: list) -> Figure:
-    """What pairs differ by, as on the right of seeds_and_differences, whose `compared` this takes."""
+    """What pairs differ by, as on the right of seeds_and_differences, whose `compared` this takes; the last interval
+    may be missing."""
     with plt.rc_context(STYLE):
         fig, ax = plt.subplots(figsize=(9, 3.6), layout="constrained")
         _draw_differences(ax, compared)
