@@ -7,7 +7,15 @@ from torch import nn
 
 from scnet_minimal import SCConv, SelfCalibration, fuse
 from scnet_minimal.lab import sc_replace
-from scnet_minimal.lab.study.explain import effective_field, energy_inside, field_side, gates, grad_cam, points_at
+from scnet_minimal.lab.study.explain import (
+    effective_field,
+    energy_inside,
+    field_side,
+    gates,
+    grad_cam,
+    moved,
+    points_at,
+)
 from scnet_minimal.lab.zoo import create_model
 
 
@@ -233,6 +241,25 @@ def test_a_fused_network_has_the_same_gates():
 
 def test_a_network_without_calibration_has_no_gates():
     assert gates(create_model("resnet_toy", 10), pictures()) == {}
+
+
+# --- half a cell --------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("stride", [2, 3, 8, 16])
+def test_a_cell_s_peak_moves_from_the_middle_of_its_tile_to_its_first_pixel(stride):
+    cells = torch.eye(25).view(25, 1, 5, 5)                     # in map n, cell n is 1, the others 0
+    maps = F.interpolate(cells, scale_factor=stride, mode="bilinear")[:, 0]
+    inner = [(row, column) for row in range(1, 4) for column in range(1, 4)]        # at the border a peak is flat
+    for row, column in inner:
+        one = moved(maps, stride)[5 * row + column]
+        assert one.shape == (5 * stride, 5 * stride) and (one == one.max()).sum() == 1
+        assert divmod(one.argmax().item(), 5 * stride) == (stride * row, stride * column)
+
+
+def test_with_stride_1_nothing_moves_and_last_values_are_continued():
+    maps = torch.rand(2, 6, 9, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(moved(maps, 1), maps)
+    assert torch.equal(moved(maps, 3), maps[:, [1, 2, 3, 4, 5, 5]][:, :, [1, 2, 3, 4, 5, 6, 7, 8, 8]])
 
 
 # --- maps against masks -------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Where a network looks: Grad-CAM, the effective receptive field, the gates; and how much of it lies on the object.
 
     cam = grad_cam(model, "layer4", x)                  # (B, H, W) in 0..1: what speaks for the predicted class
+    moved(cam, 32)                                      # the same, half a cell of 32 px up and to the left
     field = effective_field(model, "layer3", x)         # (side, side): which pixels one position responds to
     field_side(field)                                   # in px: the square that holds half of that response
     gates(model, x)["layer1.0.scconv"]                  # (B, C, H, W) in 0..1: what the calibration lets through
@@ -30,7 +31,8 @@ def grad_cam(model: nn.Module, layer: str | nn.Module, x: Tensor, classes: Tenso
         classes: (B,) indices of the logits to explain; None: the largest of each image.
 
     Returns (B, H, W) in 0..1; all zero where nothing speaks for the class. As usual, the cells tile the image: with a
-    stride of s px, the map lies (s - 1) / 2 px below and to the right of its cells' receptive fields (notebook 07).
+    stride of s px, the map lies (s - 1) / 2 px below and to the right of its cells' receptive fields. moved() corrects
+    that (notebook 07).
     """
     with evaluating(model):
         logits, map = run_to(model, layer, watched(x))              # a gradient, even of a frozen network
@@ -43,6 +45,24 @@ def grad_cam(model: nn.Module, layer: str | nn.Module, x: Tensor, classes: Tenso
     cam = (weights * map.detach()).sum(1, keepdim=True).relu()          # (B, 1, h, w)
     cam = cam / cam.amax((2, 3), keepdim=True).clamp(min=1e-12)
     return F.interpolate(cam, size=x.shape[2:], mode="bilinear")[:, 0]
+
+
+def moved(maps: Tensor, stride: int) -> Tensor:
+    """Maps half a cell further up and to the left, where the fields of their cells are centred.
+
+    grad_cam gives each cell a tile of stride x stride px, but in a network of padded convolutions with strides the
+    cell's field is centred on the first pixel of that tile, (stride - 1) / 2 px before its middle. Half a pixel is the
+    mean of two neighbours; the last row and column are continued.
+
+    Args:
+        maps: (B, H, W), as grad_cam returns them, in pixels of the image.
+        stride: px of the image from one cell of the layer to the next, such as 32 for "layer4" of a ResNet-50.
+
+    Returns (B, H, W).
+    """
+    before, after = (stride - 1) // 2, stride // 2          # the two shifts, in px, whose mean is (stride - 1) / 2
+    wide = F.pad(maps[:, None], (0, after, 0, after), mode="replicate")
+    return F.avg_pool2d(wide[:, :, before:, before:], after - before + 1, stride=1)[:, 0]
 
 
 def effective_field(model: nn.Module, layer: str | nn.Module, x: Tensor, *, draws: int = 16, seed: int = 0) -> Tensor:

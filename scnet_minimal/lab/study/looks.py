@@ -35,7 +35,7 @@ from ..data.images import ImageList, center_view, decode_all, list_split
 from ..errors import UserError
 from ..train.checkpoint import load_exactly, read_checkpoint
 from .compare import Interval, t_interval
-from .explain import effective_field, energy_inside, field_side, grad_cam, points_at
+from .explain import effective_field, energy_inside, field_side, grad_cam, moved, points_at
 from .photographs import KINDS, in_order, run_folder, study_network
 from .timing import settled
 
@@ -171,16 +171,10 @@ def box_scores(net: nn.Module, pictures: Pictures) -> Numbers:
 
 
 def moved_scores(net: nn.Module, pictures: Pictures) -> Numbers:
-    """box_scores() of maps that lie half a cell further up and to the left.
-
-    A cell's field is centred on its first pixel, (stride - 1) / 2 px away from the middle of the tile that grad_cam
-    gives it.  The last values are continued.
-    """
+    """box_scores() of maps moved() to where the fields of their cells are centred."""
     with torch.no_grad():
         cells = net.forward_features(normalize(pictures.x[:1])).shape[2:]
-    half = pictures.x.shape[3] // cells[1] // 2
-    wide = F.pad(true_class_maps(net, pictures)[:, None], (0, half, 0, half), mode="replicate")
-    cams = F.avg_pool2d(wide[:, :, half - 1:, half - 1:], 2, stride=1)[:, 0]
+    cams = moved(true_class_maps(net, pictures), pictures.x.shape[3] // cells[1])
     maps = {"own": cams, "another picture's": other_picture(cams), "mean map": cams.mean(0).expand_as(cams)}
     return [("4", f"{name}, moved", *number) for name, *number in map_scores(maps, pictures.boxes)]
 
