@@ -313,7 +313,7 @@ def bottleneck_diagram(sc: dict[str, tuple], plain: dict[str, tuple]) -> Figure:
     arrow((right, low), (55.1, low), "", SC)
     turn = 24.5                                                      # where x1 branches off
     path((turn, foot), (turn, wide), (turn + 0.1, wide), colour=SC)
-    arrow((turn, wide), (30, wide), "pool", SC)
+    arrow((turn, wide), (30, wide), "pool\n4×4", SC)
     right = tile(30, wide, sc["scconv.k2.0"], SC)
     arrow((right, wide), (39.5, wide), "K₂\n3×3", SC)
     right = tile(39.5, wide, sc["scconv.k2"], SC)
@@ -321,7 +321,7 @@ def bottleneck_diagram(sc: dict[str, tuple], plain: dict[str, tuple]) -> Figure:
     joint(46.5, wide, "+", SC)
     path((turn, 12), (46.5, 12), colour=SC)
     arrow((46.5, 12), (46.5, wide + 1.4), "", SC)
-    ax.text(32, 12.8, "x₁ as it is", fontsize=8.5, color=SC, ha="center")
+    ax.text(32, 12.8, "x₁", fontsize=9, weight="bold", color=SC, ha="center")
     arrow((47.9, wide), (52, wide), "σ", SC)
     right = tile(52, wide, sc["scconv.gate"], SC, "gate")
     arrow((56.5, wide + (right - 52) / 2), (56.5, low - 1.4), "", SC)
