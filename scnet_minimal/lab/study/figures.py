@@ -221,9 +221,9 @@ def ghost_diagram() -> Figure:
 
     maps(4, x, INK, "$x_{}$", "c = 4 maps in")
     maps(33, p, PLAIN, "$p_{}$", "m = 3\nprimary maps")
-    maps(57, g, GHOST, "$g_{{{}1}}$", "m (s − 1) = 3 ghosts")
+    maps(57, g, GHOST, "$g_{}$", "m (s − 1) = 3 ghosts")
     maps(75, p, PLAIN, "$p_{}$", "")
-    maps(75, g, GHOST, "$g_{{{}1}}$", "")
+    maps(75, g, GHOST, "$g_{}$", "")
     ax.plot((80, 81, 81, 80), (p[0] + 1.5,) * 2 + (g[-1] - 1.5,) * 2, color=INK, lw=1.4)      # a bracket over all six
     ax.text(82, (p[0] + g[-1]) / 2, "n = 6\nmaps out", va="center", fontsize=9, color=INK)
     lines(8, 33, [(a, b) for a in x for b in p], PLAIN)
