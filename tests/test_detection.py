@@ -97,6 +97,7 @@ def test_what_is_exported_is_the_last_model_in_half_precision(finished):
     assert model.state_dict().keys() == whole.state_dict().keys() and not model.training
 
 
+@pytest.mark.slow
 @needs_pycocotools
 @pytest.mark.parametrize("task", ["mask", "keypoint"])
 def test_it_trains_on_a_folder_in_cocos_layout(task, tmp_path, capsys):

@@ -166,6 +166,7 @@ def test_blocks_keep_the_shape_and_most_have_the_weights_of_one_3x3():
     assert {n: weights[n] for n in others} == others
 
 
+@pytest.mark.slow
 def test_a_run_repeats_and_leaves_random_numbers_alone():
     state = torch.get_rng_state()
     job = {"block": "sc4", "seed": 3, "pictures": 64}

@@ -52,6 +52,7 @@ def count(model: nn.Module, kind: type) -> int:
 
 # --- the same outputs -----------------------------------------------------------------------------------------------
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BUILDERS)
 def test_every_builder_gives_the_same_without_a_norm(name):
     model = lived_in(getattr(scnet_minimal, name)(**THIN))

@@ -230,6 +230,7 @@ def test_an_untrained_network_gets_the_statistics_of_its_norms_and_learns_nothin
 
 # --- the record -------------------------------------------------------------------------------------------------------
 
+@pytest.mark.slow
 def test_looks_at_trained_networks_become_rows_that_pair(folder, tmp_path, monkeypatch, capsys):
     runs, table = tmp_path / "runs", tmp_path / "looks.csv"
     command = ["looks", "--data", folder, "--epochs", "1", "--size", "32", "--runs", str(runs), "--out", str(table)]

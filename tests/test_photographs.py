@@ -90,6 +90,7 @@ def test_an_interrupted_run_ends_as_one_that_was_not(data, tmp_path, monkeypatch
         float(whole["top1"]), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_another_seed_sees_another_order_and_another_kind_the_same(data, tmp_path):
     orders = {}
     for kind, seed in (("scnet", 0), ("plain", 0), ("plain", 1)):

@@ -151,6 +151,7 @@ def test_the_claims_about_the_game_are_the_records():
     assert f"in the game {points(over('sc4_max', 'iou'))} points of IoU" in text
 
 
+@pytest.mark.slow
 def test_the_table_of_photographs_is_the_records():
     rows, lines = recorded("photographs"), README.splitlines()
     found = {one.kinds: one.seeds for one in comparisons(rows)}

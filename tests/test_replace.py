@@ -18,6 +18,7 @@ def parameters(model):
     return sum(p.numel() for p in model.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "resnext50_32x4d", "regnet_y_400mf"])
 def test_a_network_keeps_its_size_within_a_percent_and_trains_a_step(name):
     model = build(name)

@@ -77,6 +77,7 @@ def test_a_scene_is_determined_by_its_arguments():
     assert not np.array_equal(draw(3, 11).masks, draw(3, 12).masks)
 
 
+@pytest.mark.slow
 def test_the_corners_of_an_image_do_not_tell_its_class(committed):
     def corners(split):                                          # their mean colours: (n, 4 * 3)
         x = np.stack([np.asarray(image) for image in split["image"]]).astype(float)
@@ -90,6 +91,7 @@ def test_the_corners_of_an_image_do_not_tell_its_class(committed):
     assert (guess == answer).mean() < 0.2                        # chance is 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", range(10))
 def test_boxes_are_tight_and_keypoints_agree_with_masks(label):
     visible = 0
@@ -111,6 +113,7 @@ def test_boxes_are_tight_and_keypoints_agree_with_masks(label):
     assert visible >= 0.7 * 6 * len(KEYPOINTS)                   # the points lie on the object, not beside it
 
 
+@pytest.mark.slow
 def test_keypoints_turn_with_the_object():
     for label in (0, 3, 6):                                      # fish, saw, truck
         ahead = [np.diff(draw(label, seed, 64).keypoints[0, [2, 3], 0])[0] for seed in range(700, 712)]

@@ -51,6 +51,7 @@ def test_it_learns_to_tell_colours_and_returns_its_history(folder):
     assert all(0 <= row["train_top1"] <= 1 and row["seconds"] > 0 for row in history)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights(folder):
     (one, _, _), (two, _, _), (other, _, _) = train(folder), train(folder), train(folder, seed=1)
     pairs = list(zip(one.state_dict().values(), two.state_dict().values()))
@@ -160,6 +161,7 @@ def test_a_run_that_was_interrupted_ends_in_the_bits_of_one_that_was_not(folder,
     assert without_seconds(resumed_history) == without_seconds(history)
 
 
+@pytest.mark.slow
 def test_two_epochs_and_two_more_are_four(folder, tmp_path):
     straight, _, history = train(folder, epochs=4, recipe="paper")
     train(folder, epochs=2, recipe="paper", keeper=keep(tmp_path))

@@ -226,6 +226,7 @@ def test_resume_auto_starts_where_there_is_nothing_and_resumes_where_there_is(fo
     assert read_checkpoint(tmp_path / "x")["epoch"] == 2
 
 
+@pytest.mark.slow
 def test_start_epoch_moves_the_schedule(folder, tmp_path):
     argv = line(folder, tmp_path / "x", "--recipe", "paper", "--epochs", 31, "--start-epoch", 30)
     assert command.main(argv) == 0
@@ -414,6 +415,7 @@ def test_pretrained_weights_that_cannot_be_had_or_are_not_the_publishers_are_one
     assert "it ran" not in out
 
 
+@pytest.mark.slow
 def test_a_network_of_imagenet_is_evaluated_on_the_classes_that_are_there(tmp_path, capsys, monkeypatch):
     """ImageNet's logits 0 and 497 are Imagenette's tench and church."""
     for split in ("train", "val"):
@@ -433,6 +435,7 @@ def test_a_network_of_imagenet_is_evaluated_on_the_classes_that_are_there(tmp_pa
     assert "top-1 error 0.00%" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_every_kind_of_network_trains(folder, tmp_path):
     assert command.main(line(folder, tmp_path / "x", "-a", "squeezenet1_1", "--crop", 32, "--epochs", 1, "--amp")) == 0
     assert read_file(tmp_path / "x/best.pt")["arch"] == "squeezenet1_1"
@@ -443,6 +446,7 @@ def test_without_wandb_an_error_names_the_package(folder, tmp_path, capsys, monk
     assert "pip install wandb" in fails(capsys, line(folder, tmp_path / "x", "--wandb"))
 
 
+@pytest.mark.slow
 def test_wandb_gets_every_epoch_and_stays_offline_without_an_account(folder, tmp_path, monkeypatch):
     began, rows, ended = [], [], []
     fake = types.SimpleNamespace(init=lambda **options: began.append(options) or types.SimpleNamespace(

@@ -362,6 +362,7 @@ def test_frozen_batch_norm_takes_the_weights(thousand):
     assert same(weights.load_weights(frozen, thousand[0]), without_counters(thousand[1]))
 
 
+@pytest.mark.slow
 def test_scnet50_takes_a_file_without_pretrained_and_predicts_as_its_source(tmp_path):
     path, source = tmp_path / "scnet50.pth", scnet50(**THIN).eval()
     torch.save(source.state_dict(), path)
