@@ -202,7 +202,7 @@ def block_diagram(maps: dict[str, Tensor], r: int = 4) -> Figure:
 
 
 def ghost_diagram() -> Figure:
-    """Which map is made from which in a Ghost module: c = 4 maps in, n = 6 out, s = 2."""
+    """Which map is made from which in a Ghost module: four maps in, six out."""
     fig = plt.figure(figsize=(9, 2.9), facecolor="white")
     ax = fig.add_axes((0, 0, 1, 1))
     ax.set(xlim=(0, 90), ylim=(-1, 28))
@@ -219,19 +219,19 @@ def ghost_diagram() -> Figure:
         for pair in pairs:
             ax.plot((left, right), pair, color=colour, lw=0.9, zorder=1)
 
-    maps(4, x, INK, "$x_{}$", "c = 4 maps in")
-    maps(33, p, PLAIN, "$p_{}$", "m = 3\nprimary maps")
-    maps(57, g, GHOST, "$g_{}$", "m (s − 1) = 3 ghosts")
+    maps(4, x, INK, "$x_{}$", "4 maps in")
+    maps(33, p, PLAIN, "$p_{}$", "3 primary maps")
+    maps(57, g, GHOST, "$g_{}$", "3 ghosts")
     maps(75, p, PLAIN, "$p_{}$", "")
     maps(75, g, GHOST, "$g_{}$", "")
     ax.plot((80, 81, 81, 80), (p[0] + 1.5,) * 2 + (g[-1] - 1.5,) * 2, color=INK, lw=1.4)      # a bracket over all six
-    ax.text(82, (p[0] + g[-1]) / 2, "n = 6\nmaps out", va="center", fontsize=9, color=INK)
+    ax.text(82, (p[0] + g[-1]) / 2, "6 maps out", va="center", fontsize=9, color=INK)
     lines(8, 33, [(a, b) for a in x for b in p], PLAIN)
     lines(37, 57, zip(p, g), GHOST)
     lines(37, 75, zip(p, p), PLAIN)
     lines(61, 75, zip(g, g), GHOST)
-    ax.text(20, 25, "k × k, each sees all c maps", ha="center", fontsize=9, weight="bold", color=PLAIN)
-    ax.text(42, 4.5, "k′ × k′, each\nsees one map", ha="center", fontsize=9, weight="bold", color=GHOST)
+    ax.text(20, 25, "a full filter sees all four maps", ha="center", fontsize=9, weight="bold", color=PLAIN)
+    ax.text(42, 4.5, "a cheap filter\nsees one map", ha="center", fontsize=9, weight="bold", color=GHOST)
     return fig
 
 
