@@ -391,7 +391,7 @@ def detector_diagram(image: Tensor) -> Figure:
     ax.text(68.3, 16.2, "the best,\nno duplicates", ha="right", va="center", fontsize=8)
     box(61, 8.5, 16, 7, "RoIAlign: cut each\nout of a level, on\na fixed grid")
     arrow((57.5, 8.5), (61, 8.5))
-    for row, text in ((25, "class and better box"), (16.75, "mask"), (8.5, "keypoints")):
+    for row, text in ((25, "class and better box"), (8.5, "mask")):
         ax.plot([77, 81, 81], [8.5, 8.5, row], color=INK, lw=1.3, zorder=1)
         arrow((81, row), (84, row))
         box(84, row, 18, 5, text)
