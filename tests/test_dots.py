@@ -141,6 +141,16 @@ def test_the_ceiling_is_one_where_all_is_seen_and_a_coin_toss_where_nothing_is()
     assert (near[:2] == 1).all() and 1 / 3 < near[2] < 1 and (near[3:] == 1 / 3).all()
 
 
+def test_a_relu_that_is_at_0_before_training_does_not_lower_the_ceiling():
+    block = dots.SqueezeExcite()
+    with torch.no_grad():
+        block.weigh[1].bias.fill_(-100)                      # all hidden units are at 0: no gradient passes
+    assert (dots.ceiling(block, pictures=100) == 1).all()
+    torch.manual_seed(0)
+    two = [dots.ceiling(dots.BLOCKS["two"].make(), pictures=500) for _ in range(3)]
+    assert (np.ptp(two, axis=0) == 0).all()                  # any random weights show the same window
+
+
 def test_the_variant_with_nothing_changed_is_scconv():
     torch.manual_seed(0)
     block, variant, x = SCConv(16), dots.Variant(), torch.randn(2, 16, 24, 24)

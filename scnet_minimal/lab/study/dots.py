@@ -128,7 +128,8 @@ def ceiling(block: nn.Module, pictures: int = 10_000) -> np.ndarray:
     A pixel that sees its partner is right, any other tosses a coin: if a share q sees it, IoU = (1 + q) / (3 - q).
     """
     chain = nn.Sequential(nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1), block)
-    sees = np.stack([measured_field(chain, CHANNELS, size=SIZE, at=(at, at)).any(1) for at in range(SIZE)])
+    sees = np.stack([measured_field(chain, CHANNELS, size=SIZE, at=(at, at), through_relus=True).any(1)
+                     for at in range(SIZE)])                 # whatever ReLU happens to be at 0 before training
     sees = 1.0 * (sees[:, :-1] | sees[:, 1:])                # [a, b]: row a sees row b or b + 1, the two of a dot
     share = (sees[:-1] + sees[1:]) / 2                       # the mean of the asking dot's two rows
     best = []
