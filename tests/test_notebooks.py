@@ -178,6 +178,15 @@ def has_headings_in_order(notebook):
                     above = level
 
 
+def begins_no_list_in_midsentence(notebook):
+    """A line that happens to start with "1. " or "- " becomes a list, although the paragraph goes on."""
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            text = re.sub(r"```.*?```", "", cell.source, flags=re.S)
+            for line in re.findall(r"^(?![ \d>#|*+-])\S.*[^\s:]\n((?:1[.)]|[-+*]) .*)", text, re.M):
+                yield f"becomes a list: {line[:60]}"
+
+
 def uses_colours_that_all_eyes_tell_apart(notebook):
     for cell in code(notebook):
         for colour in COLOUR.findall(cell.source):
@@ -223,8 +232,8 @@ def has_exercises_as_described(notebook):
 RULES = [is_a_valid_notebook_for_python3, opens_with_a_title, was_run_once_from_top_to_bottom, has_outputs_to_compare,
          hides_no_cell, concludes_what_it_does_not_compare, prints_findings_and_not_verdicts,
          has_lines_of_code_that_fit_the_page, folds_the_cell_that_finds_the_package, has_one_cell_of_findings,
-         holds_on_any_machine, describes_its_pictures, has_headings_in_order, uses_colours_that_all_eyes_tell_apart,
-         has_exercises_as_described]
+         holds_on_any_machine, describes_its_pictures, has_headings_in_order, begins_no_list_in_midsentence,
+         uses_colours_that_all_eyes_tell_apart, has_exercises_as_described]
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
@@ -363,6 +372,7 @@ SPOILT = [
     (describes_its_pictures, change(3, "source", '<img src="curve.svg">')),
     (has_headings_in_order, change(5, "source", "### Next")),
     (has_headings_in_order, change(5, "source", "# Next")),
+    (begins_no_list_in_midsentence, change(5, "source", "## Next\n\nThe gate lies between 0 and\n1. That is all.")),
     (uses_colours_that_all_eyes_tell_apart, change(6, "source", "plot(color='red')")),
     (uses_colours_that_all_eyes_tell_apart, change(6, "source", 'ax.imshow(x, cmap="jet")')),
     (has_exercises_as_described, lambda nb: [nb.cells.pop(9) for _ in range(3)]),           # one exercise is too few
