@@ -391,8 +391,10 @@ def detector_diagram(image: Tensor) -> Figure:
     ax.text(68.3, 16.2, "the best,\nno duplicates", ha="right", va="center", fontsize=8)
     box(61, 8.5, 16, 7, "RoIAlign: cut each\nout of a level, on\na fixed grid")
     arrow((57.5, 8.5), (61, 8.5))
+    ax.plot([77, 81, 81], [8.5, 8.5, 25], color=INK, lw=1.3, zorder=1)
+    arrow((81, 25), (84, 25))
     for row, text in ((25, "class and better box"), (8.5, "mask")):
-        ax.plot([77, 81, 81], [8.5, 8.5, row], color=INK, lw=1.3, zorder=1)
-        arrow((81, row), (84, row))
         box(84, row, 18, 5, text)
+    arrow((93, 22.5), (93, 11))
+    ax.text(92.3, 16.8, "RoIAlign again,\nfor this box", ha="right", va="center", fontsize=8)
     return fig
