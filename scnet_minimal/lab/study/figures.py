@@ -328,14 +328,12 @@ def bottleneck_diagram(sc: dict[str, tuple], plain: dict[str, tuple]) -> Figure:
     joint(56.5, low, "×", SC)
     arrow((57.9, low), (72, low), f"K₄  {strided}", SC)
     calibrated = tile(72, low, sc["scconv.k4"], SC)
-    # both halves, joined
-    size = scale * sc["k1"][1]
-    tile(82.5, join + size / 2, sc["k1"], PLAIN, str(sc["k1"][0]), below=False)
-    right = tile(82.5, join - size / 2, sc["scconv.k4"], SC, str(sc["scconv.k4"][0]), below=False)
-    ax.text(82.5 + size / 2, join - size - 0.6, " × ".join(map(str, (2 * sc["k1"][0], *sc["k1"][1:]))), ha="center",
-            va="top", fontsize=8.5, color=INK)
-    arrow((ordinary, high), (82.5, join + size / 2 + 0.5), "", PLAIN)
-    arrow((calibrated, low), (82.5, join - size / 2 - 0.5), "", SC)
+    # both halves, joined: in which order, the drawing does not tell
+    both = (2 * sc["k1"][0], *sc["k1"][1:])
+    right = tile(82.5, join, both, below=False)
+    ax.text(83.5, join - scale * both[1] / 2 - 0.6, " × ".join(map(str, both)), va="top", fontsize=8.5, color=INK)
+    arrow((ordinary, high), (82.5, join + 1), "", PLAIN)
+    arrow((calibrated, low), (82.5, join - 1), "", SC)
     arrow((right, join), (93.6, join), "1×1")
     joint(95, join, "+")
     shortcut(join, 43.5)
