@@ -169,7 +169,7 @@ def test_blocks_keep_the_shape_and_most_have_the_weights_of_one_3x3():
         made = block.make()
         assert made(torch.randn(2, 16, 24, 24)).shape == (2, 16, 24, 24), name
         weights[name] = sum(m.weight.numel() for m in made.modules() if isinstance(m, nn.Conv2d))
-    equal = {n for n in weights if n.startswith(("plain", "dilated", "coarse", "sc"))} - {"sc4_no_k2"}
+    equal = {n for n in weights if n.startswith(("plain", "dilated", "stack_", "coarse", "sc"))} - {"sc4_no_k2"}
     assert {weights[n] for n in equal} == {2304}
     others = {"two": 4608, "stack": 6912, "large": 43264, "calibrate_all": 2475,
               "sc4_no_k2": 1728, "ghost": 1224, "ghost_dilated": 1224, "se": 2432}

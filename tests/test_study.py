@@ -189,7 +189,7 @@ def test_the_record_is_complete_and_every_run_stands_in_it_once():
         for where in (("avx2", "1", "2.11.0"), ("avx2", "2", "2.15.0"), ("default", "1", "2.15.0")):
             if block != "large" or where[2] == "2.11.0":                    # 20 s a run and more
                 assert seeds[("3200", *where)][block] >= set(range(10)), (block, where)
-    for block in ("plain", "two", "dilated4", "se", "stack", "sc4", "sc4_sum", "sc8"):
+    for block in ("plain", "two", "dilated4", "se", "stack", "stack_half", "sc4", "sc4_sum", "sc8"):
         assert seeds["12800", "avx2", "1", "2.15.0"][block] >= set(range(10)), block
 
 

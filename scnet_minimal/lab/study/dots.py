@@ -181,6 +181,18 @@ def in_a_row(*layers: nn.Module) -> nn.Sequential:
     return nn.Sequential(*[m for layer in layers for m in (nn.ReLU(), layer)][1:])
 
 
+class Halves(nn.Module):
+    """Half of the channels through `far`, the other half through a 3x3: SCConv's split around another block."""
+
+    def __init__(self, far: nn.Module):
+        super().__init__()
+        self.far, self.near = far, conv_norm(CHANNELS // 2, CHANNELS // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x1, x2 = x.chunk(2, dim=1)
+        return torch.cat([self.far(x1), self.near(x2)], dim=1)
+
+
 def ghost(dilation: int = 1, *, alone: bool = True) -> GhostModule:
     """Eight maps by a 3x3, eight more by a 3x3 on each of those alone, or on all of them."""
     module = GhostModule(CHANNELS, CHANNELS, kernel_size=3)
@@ -213,6 +225,8 @@ BLOCKS = {
     "dilated6": Block("dilated 3×3, d = 6", 13, 1, 7, lambda: conv_norm(dilation=6)),
     "stack": Block("dilations 1, 2, 4 in a row", 15, 8, 8,
                    lambda: in_a_row(conv_norm(), conv_norm(dilation=2), conv_norm(dilation=4))),
+    "stack_half": Block("dilations 1, 2, 4 on half", 15, 8, 8, lambda: Halves(
+        in_a_row(*(conv_norm(CHANNELS // 2, CHANNELS // 2, dilation=d) for d in (1, 2, 4))))),
     "large": Block("13×13", 13, 7, 7, lambda: conv_norm(kernel=13)),
     "se": Block("3×3 with squeeze-and-excitation", None, None, None, SqueezeExcite),
     "coarse": Block("pool 4 → 3×3 → up, no gate", 12, 5, 8, lambda: nn.Sequential(
