@@ -63,20 +63,25 @@ def ratio(these: list[float], those: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(these, those))
 
 
-def ratio_interval(these: list[float], those: list[float]) -> tuple[float, float]:
-    """Where the true median ratio lies, with 95 % confidence: an order statistic of the ratios and its mirror image.
+def median_interval(values: list[float]) -> tuple[float, float]:
+    """Where the true median lies, with 95 % confidence: an order statistic of the values and its mirror image.
 
-    The median is below the k-th smallest of n independent ratios with the probability of fewer than k heads in n
+    The median is below the k-th smallest of n independent values with the probability of fewer than k heads in n
     throws of a coin; no other assumption. At least 6 rounds, or ValueError.
     """
-    n, cut, tail = len(these), 0, 1
+    n, cut, tail = len(values), 0, 1
     if n < 6:
         raise ValueError(f"An interval of 95 % needs at least 6 rounds, found {n}.")
     while 2 * (tail + math.comb(n, cut + 1)) <= 0.05 * 2**n:
         cut += 1
         tail += math.comb(n, cut)
-    ratios = sorted(a / b for a, b in zip(these, those, strict=True))
-    return ratios[cut], ratios[n - 1 - cut]
+    values = sorted(values)
+    return values[cut], values[n - 1 - cut]
+
+
+def ratio_interval(these: list[float], those: list[float]) -> tuple[float, float]:
+    """Where the true median of the ratios within the rounds lies, with 95 % confidence."""
+    return median_interval([a / b for a, b in zip(these, those, strict=True)])
 
 
 def peak_megabytes(once: Callable[[], Tensor], device: torch.device) -> float | None:
