@@ -39,7 +39,7 @@ from .explain import effective_field, energy_inside, field_side, grad_cam, moved
 from .photographs import KINDS, in_order, run_folder, study_network
 from .timing import settled
 
-LOOKS = {"gates": ("scnet",), "boxes": ("scnet", "plain"), "moved": ("scnet", "plain"),
+LOOKS = {"gates": ("scnet",), "boxes": ("scnet", "plain"), "moved": ("scnet", "plain", "r1", "no_gate"),
          "field": ("scnet", "r1", "no_gate", "plain")}                              # of kinds
 LOOK = ("look", "kind", "seed", "epochs", "size")       # of a row: what makes two looks the same
 EVERY, AT_ONCE = 2, 250         # which pictures of the split are looked at: every second; and in a batch
