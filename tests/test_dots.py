@@ -172,7 +172,8 @@ def test_blocks_keep_the_shape_and_most_have_the_weights_of_one_3x3():
     equal = {n for n in weights if n.startswith(("plain", "dilated", "stack_", "coarse", "sc"))} - {"sc4_no_k2"}
     assert {weights[n] for n in equal} == {2304}
     others = {"two": 4608, "stack": 6912, "large": 43264, "calibrate_all": 2475,
-              "sc4_no_k2": 1728, "ghost": 1224, "ghost_dilated": 1224, "se": 2432}
+              "sc4_no_k2": 1728, "ghost": 1224, "ghost_dilated": 1224, "ghost_first": 1224,
+              "ghost_both": 1224, "se": 2432}
     assert {n: weights[n] for n in others} == others
 
 

@@ -193,10 +193,11 @@ class Halves(nn.Module):
         return torch.cat([self.far(x1), self.near(x2)], dim=1)
 
 
-def ghost(dilation: int = 1, *, alone: bool = True) -> GhostModule:
-    """Eight maps by a 3x3, eight more by a 3x3 on each of those alone, or on all of them."""
+def ghost(dilation: int = 1, first: int = 1, *, alone: bool = True) -> GhostModule:
+    """Eight maps by a 3x3 of dilation `first`, eight more by a 3x3 on each of those alone, or on all of them."""
     module = GhostModule(CHANNELS, CHANNELS, kernel_size=3)
-    cheap, half = module.cheap_operation[0], CHANNELS // 2
+    primary, cheap, half = module.primary_conv[0], module.cheap_operation[0], CHANNELS // 2
+    primary.dilation = primary.padding = (first, first)
     cheap.dilation = cheap.padding = (dilation, dilation)
     if not alone:
         module.cheap_operation[0] = nn.Conv2d(half, half, 3, padding=dilation, dilation=dilation, bias=False)
@@ -233,7 +234,10 @@ BLOCKS = {
         nn.AvgPool2d(4), conv_norm(), nn.Upsample(scale_factor=4))),
     "ghost": Block("Ghost module", 5, 3, 3, ghost),
     "ghost_dilated": Block("Ghost module, cheap operation with d = 4", 11, 6, 6, lambda: ghost(dilation=4)),
-    "ghost_mixed": Block("the same, but each sees all eight maps", 11, 6, 6, lambda: ghost(dilation=4, alone=False)),
+    "ghost_first": Block("Ghost module, primary convolution with d = 4", 11, 6, 6, lambda: ghost(first=4)),
+    "ghost_both": Block("Ghost module, both with d = 4", 17, 1, 9, lambda: ghost(dilation=4, first=4)),
+    "ghost_mixed": Block("cheap operation with d = 4 that sees all maps", 11, 6, 6,
+                         lambda: ghost(dilation=4, alone=False)),
     "sc1": Block("SCConv, r = 1", 5, 3, 3, lambda: SCConv(CHANNELS, 1)),
     "sc2": Block("SCConv, r = 2", 8, 4, 5, lambda: SCConv(CHANNELS, 2)),
     "sc4": Block("SCConv, r = 4", 16, 6, 9, lambda: SCConv(CHANNELS, 4)),
