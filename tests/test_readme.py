@@ -15,7 +15,7 @@ import pytest
 from scnet_minimal.lab.study import dots
 from scnet_minimal.lab.study.compare import t_interval
 from scnet_minimal.lab.study.looks import looked, paired
-from scnet_minimal.lab.study.photographs import KINDS, comparisons
+from scnet_minimal.lab.study.photographs import KINDS, comparisons, right_by_kind
 from scnet_minimal.lab.study.record import recorded
 from scnet_minimal.lab.study.transfer import transferred
 
@@ -166,7 +166,12 @@ def test_the_table_of_photographs_is_the_records():
     assert f"would have found {100 * main.findable:.1f} points four times in five" in text
     assert "new seeds the interval is " + points(main.both).partition("(")[2][:-1] in text
     assert f"eight pairs: {points(main.seeds).replace(' ', ' points of top-1 ', 1)}" in text
-    assert f"four pairs: {points(found['scnet', 'r1'])}" in text
+    first, again = right_by_kind(rows), right_by_kind(recorded("photographs_again"))["scnet"]
+    once_more = {kind: points(t_interval([again[seed].mean() - first[kind][seed].mean() for seed in again]))
+                 for kind in ("plain", "no_gate")}
+    assert f"the SCNets lead the twin by {once_more['plain'].removeprefix('+')}" in text
+    assert f"and the network without a gate by {once_more['no_gate'].removeprefix('+')}" in text
+    assert f"eight pairs: {points(found['scnet', 'r1'])}" in text
 
 
 def test_the_claims_about_maps_are_the_records():
@@ -174,10 +179,14 @@ def test_the_claims_about_maps_are_the_records():
     for measure, words in (("energy", "points of its energy in the object's box"), ("area", "points of area")):
         difference = points(paired(*(looked(rows, kind, measure, "own, moved") for kind in ("scnet", "plain"))))
         assert f"{difference} {words}" in text
+    ungated = points(paired(*(looked(rows, kind, "energy", "own, moved") for kind in ("no_gate", "plain"))))
+    assert f"networks without gate and $K_2$ have {ungated} over the twin" in text
 
 
 def test_the_claims_about_other_photographs_are_the_records():
     rows, text = recorded("transfer"), " ".join(README.split())
+    outlines = points(paired(*(transferred(rows, "cam", kind, "energy, own, moved") for kind in ("scnet", "plain"))))
+    assert f"in the outlines of 120 pets, {outlines}" in text
     for task, measure, words in (("segment", "miou", "of mean IoU"), ("mask", "box_ap", "of box AP"),
                                  ("mask", "mask_ap", "of mask AP")):
         difference = points(paired(*(transferred(rows, task, kind, measure) for kind in ("scnet", "plain"))))

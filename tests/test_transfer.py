@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 from scnet_minimal.lab import detection
 from scnet_minimal.lab.errors import UserError
 from scnet_minimal.lab.study import __main__ as study
-from scnet_minimal.lab.study import transfer
+from scnet_minimal.lab.study import photographs, transfer
 from scnet_minimal.lab.study.record import append_row, read_rows, setting
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -76,6 +76,33 @@ def test_trained_networks_become_rows_that_pair_and_a_finished_training_is_not_r
     assert log.read_text().count("epoch 1/1") == 1
     assert study.main(["transfer", "--table", "--out", str(table)]) == 0
     assert "segment on coco, 1 epochs at 32 px" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@needs_pycocotools
+def test_grad_cam_looks_at_every_finished_network_of_the_study_on_photographs(folder, squares, tmp_path, monkeypatch,
+                                                                              capsys):
+    monkeypatch.setattr(transfer, "EPOCHS", 1)
+    monkeypatch.setattr(transfer, "PIXELS", 32)
+    runs, table, data = tmp_path / "runs", tmp_path / "transfer.csv", str(squares(tmp_path / "squares", 32))
+    command = ["transfer", str(folder), "--task", "cam", "--networks", str(runs), "--out", str(table)]
+    assert study.main(command) == 2 and "no finished run" in capsys.readouterr().err
+    for kind, seed in [("plain", 0), ("r1", 0), ("added", 0), ("plain", 1), ("r1", 1)]:
+        photographs.train_kind(transfer.run_of(kind, seed), data, runs)
+    jobs = transfer.transfer_jobs("cam", folder, None, None, runs)
+    assert [(one["kind"], one["seed"]) for one in jobs] == [("plain", 0), ("plain", 1), ("r1", 0), ("r1", 1)]
+    for one in jobs:
+        append_row(table, *transfer.transfer_once(one, folder, runs, setting("native", 1), detection.main, runs))
+    moved = transfer.transferred(read_rows(table), "cam", "r1", "energy, own, moved")
+    assert list(moved) == ["0", "1"] and all(0 <= value <= 1 for value in moved.values())
+    assert study.main(["transfer", "--table", "--out", str(table)]) == 0
+    assert "SCNet, r = 1 and plain twin" in capsys.readouterr().out
+
+
+def test_networks_go_with_grad_cam_only(folder, tmp_path, capsys):
+    pytest.importorskip("pycocotools")
+    assert study.main(["transfer", str(folder), "--networks", str(tmp_path)]) == 2
+    assert "--networks goes with --task cam" in capsys.readouterr().err
 
 
 def test_a_training_that_ends_early_says_where_to_look(folder, tmp_path, monkeypatch):

@@ -99,9 +99,9 @@ def run_dots(args: argparse.Namespace) -> None:
 def add_photographs(commands) -> None:
     parser = commands.add_parser(
         "photographs", help="SCNet, its plain twin and what tells causes apart, on 50 classes of ImageNet",
-        description="Trains the small networks of study/photographs.py, 8 seeds of SCNet and its plain twin and 4 of "
-                    "each other kind, and appends a row for each to a table. Runs that the table has already are left "
-                    "out; one that was interrupted resumes from its last epoch.")
+        description="Trains the small networks of study/photographs.py, 8 seeds of each kind, and appends a "
+                    "row for each to a table. Runs that the table has already are left out; one that was interrupted "
+                    "resumes from its last epoch.")
     add_common(parser)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="for all processes (default cpu)")
     parser.add_argument("--out", type=place, default=PHOTOGRAPHED, metavar="CSV",
@@ -201,6 +201,8 @@ def add_transfer(commands) -> None:
     parser.add_argument("data", metavar="DIR", nargs="?", help="a folder in COCO's layout, or pets")
     parser.add_argument("--task", choices=tuple(transfer.SCHEDULES), default="segment",
                         help="segment (default): FCN; mask: Mask R-CNN; cam: a new classifier, and Grad-CAM in masks")
+    parser.add_argument("--networks", type=place, metavar="DIR",
+                        help="for cam: all that photographs left there (default: the three pairs of data/trained)")
     parser.add_argument("--epochs", type=Number(int, 1, 10**6), metavar="N", help="default 8 for segment, 6 for mask")
     parser.add_argument("--size", type=Number(int, 32, 4096), metavar="PX",
                         help="shorter side of the images (default 180 for segment, 128 for mask)")
@@ -222,9 +224,13 @@ def run_transfer(args: argparse.Namespace) -> None:
         raise UserError("transfer needs a folder in COCO's layout, or pets (see --help)")
     folder = locate(args.data, download=True).resolve()
     need_pycocotools()
-    jobs = transfer.transfer_jobs(args.task, folder, args.epochs, args.size)
+    if args.networks and args.task != "cam":
+        raise UserError(f"--networks goes with --task cam; {args.task} starts from data/trained. Leave it out.")
+    jobs = transfer.transfer_jobs(args.task, folder, args.epochs, args.size, args.networks)
+    if not jobs:
+        raise UserError(f"{args.networks} holds no finished run: train some with {COMMAND} photographs.")
     work = partial(transfer.transfer_once, folder=folder, runs=args.runs, where=setting("native", 1),
-                   train=detection.main)
+                   train=detection.main, networks=args.networks)
     ran = record(args.out, jobs, work, key=transfer.TRANSFER, processes=args.processes)
     print(f"{args.out}: {ran} new runs, {len(read_rows(args.out))} rows in all")
 

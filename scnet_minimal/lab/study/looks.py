@@ -36,7 +36,7 @@ from ..errors import UserError
 from ..train.checkpoint import load_exactly, read_checkpoint
 from .compare import Interval, t_interval
 from .explain import effective_field, energy_inside, field_side, grad_cam, moved, points_at
-from .photographs import KINDS, in_order, run_folder, study_network
+from .photographs import KINDS, finished, in_order, run_folder, study_network
 from .timing import settled
 
 LOOKS = {"gates": ("scnet",), "boxes": ("scnet", "plain"), "moved": ("scnet", "plain", "r1", "no_gate"),
@@ -233,8 +233,7 @@ def look_jobs(runs: Path, epochs: int, size: int) -> list[dict]:
     for kind, seed in in_order():
         run = {"kind": kind, "seed": seed, "epochs": epochs, "size": size}
         looks = [look for look, kinds in LOOKS.items() if kind in kinds]
-        folder = run_folder(runs, run)
-        if looks and (folder / "last.pt").is_file() and read_checkpoint(folder)["epoch"] >= epochs:
+        if looks and finished(runs, run):
             jobs += [{"look": look} | run for look in looks]
     return jobs
 

@@ -1,14 +1,14 @@
 """Does the block help on photographs?  Small networks that differ in one thing, on 50 classes of ImageNet at 64 px.
 
-    scnet, plain     scnet_toy and its plain twin: seeds 0 to 7
+    scnet, plain     scnet_toy and its plain twin
     r1               SCNet that pools nothing: as many weights, no wider look
     no_gate          K3 and K4 alone: neither gate nor wide look, and K2's weights are gone
     added            the gate is added to K3's map instead of multiplied with it
     plain_se         the plain twin with squeeze-and-excitation: as many parameters as SCNet within half a percent
 
-Runs of one seed see the same photographs in the same order, cropped and mirrored alike, and start from the same weights
-wherever their tensors have one name and one shape: so they are compared in pairs (compare.py).  A row of the table
-keeps which photographs of the validation split were right, one bit each.
+Eight seeds of each.  Runs of one seed see the same photographs in the same order, cropped and mirrored alike, and start
+from the same weights wherever their tensors have one name and one shape: so they are compared in pairs (compare.py).  A
+row of the table keeps which photographs of the validation split were right, one bit each.
 
     python -m scnet_minimal.lab.study photographs           makes data/studies/photographs.csv, and resumes it
 """
@@ -32,7 +32,7 @@ from ..zoo import create_model
 from .compare import Interval, both_interval, findable, picture_interval, t_interval
 
 PIXELS, BATCH, EPOCHS, LR = 64, 64, 4, 0.1    # side; photographs a step; passes; the peak of one cycle
-PAIRS, SEEDS = 8, 4                         # seeds of scnet and plain; of every other kind
+SEEDS = 8                                   # of every kind
 RUN = ("kind", "seed", "epochs", "size")    # of a row: what makes two runs the same run
 ABOUT = ("epochs", "size", "classes", "train", "val")       # of a row: what runs that are compared have in common
 COMPARED = (("scnet", "plain"), ("scnet", "r1"), ("scnet", "no_gate"), ("scnet", "added"), ("scnet", "plain_se"),
@@ -112,13 +112,8 @@ def study_network(kind: str, seed: int, classes: int) -> nn.Module:
 # --- one run of the record --------------------------------------------------------------------------------------------
 
 def in_order() -> Iterator[tuple[str, int]]:
-    """(kind, seed) of all runs, so that whatever ran first is balanced: four pairs, then a seed of each other kind and
-    a pair in turn."""
-    pair, others = ("scnet", "plain"), [kind for kind in KINDS if kind not in ("scnet", "plain")]
-    yield from ((kind, seed) for seed in range(PAIRS - SEEDS) for kind in pair)
-    for seed in range(SEEDS):
-        yield from ((kind, seed) for kind in others)
-        yield from ((kind, seed + PAIRS - SEEDS) for kind in pair)
+    """(kind, seed) of all runs, seed by seed: whatever ran first is balanced."""
+    return ((kind, seed) for seed in range(SEEDS) for kind in KINDS)
 
 
 @lru_cache(maxsize=1)
@@ -130,6 +125,12 @@ def _photographs(folder: str, size: int, device: str) -> Data:
 def run_folder(runs: Path, job: dict) -> Path:
     """Where a run keeps its checkpoints."""
     return runs / f"{job['kind']}_{job['seed']}_{job['epochs']}x{job['size']}"
+
+
+def finished(runs: Path, job: dict) -> bool:
+    """Whether this run has been trained to its end."""
+    folder = run_folder(runs, job)
+    return (folder / "last.pt").is_file() and read_checkpoint(folder)["epoch"] >= job["epochs"]
 
 
 def train_kind(job: dict, folder: str, runs: Path, device: str = "cpu") -> dict:

@@ -5,8 +5,9 @@
     cam         a new classifier on the frozen network, and how much of Grad-CAM's map lies in the objects' masks
 
 All three read a folder in COCO's layout and start from data/trained/photographs_KIND_SEED.pt, so that seeds come in
-pairs.  segment and mask are the detection command (its last epoch counts, no matter which was best): norms frozen, all
-stages trained, one learning rate for both kinds.  A row of the table is one number of one network:
+pairs; cam, which takes seconds, also from all the checkpoints that the study on photographs left.  segment and mask are
+the detection command (its last epoch counts, no matter which was best): norms frozen, all stages trained, one learning
+rate for both kinds.  A row of the table is one number of one network:
 
     task, data, kind, seed, epochs, size        what was trained; data is the folder's name
     measure, value, n                           and on how many pictures of the validation split
@@ -27,9 +28,9 @@ from ..data.batches import VAL_RESIZE, normalize
 from ..detect.coco import CocoFolder
 from ..errors import UserError
 from ..train.checkpoint import load_exactly, read_checkpoint, read_file
-from ..zoo import create_model, trained
-from .looks import Pictures, batches, box_scores, paired
-from .photographs import KINDS, PIXELS
+from ..zoo import trained
+from .looks import LOOKS, Pictures, batches, box_scores, moved_scores, paired
+from .photographs import EPOCHS, KINDS, PIXELS, finished, in_order, run_folder, study_network
 
 PAIR, SEEDS = ("scnet", "plain"), 3
 TRANSFER = ("task", "data", "kind", "seed", "epochs", "size")        # of a row: what makes two runs the same run
@@ -39,20 +40,30 @@ FLAGS = {"segment": ["-b", "4", "--lr", "0.02"], "mask": ["-b", "4", "--lr", "0.
 PENALTY = 1e-3          # of the new classifier's weights, squared
 
 
-def transfer_jobs(task: str, folder: Path, epochs: int | None, size: int | None) -> list[dict]:
-    """Pair by pair."""
+def transfer_jobs(task: str, folder: Path, epochs: int | None, size: int | None,
+                  networks: Path | None = None) -> list[dict]:
+    """Pair by pair.  networks, for cam: a folder of checkpoints, of which every finished one is looked at."""
     given = {"epochs": epochs, "size": size} if task != "cam" else {}
     settings = SCHEDULES[task] | {name: value for name, value in given.items() if value is not None}
-    return [{"task": task, "data": folder.name, "kind": kind, "seed": seed} | settings
-            for seed in range(SEEDS) for kind in PAIR]
+    which = [(kind, seed) for seed in range(SEEDS) for kind in PAIR]
+    if networks:
+        which = [(kind, seed) for kind, seed in in_order()
+                 if kind in LOOKS["moved"] and finished(networks, run_of(kind, seed))]
+    return [{"task": task, "data": folder.name, "kind": kind, "seed": seed} | settings for kind, seed in which]
 
 
-def transfer_once(job: dict, folder: Path, runs: Path, where: dict, train: Callable[[list[str]], int]) -> list[dict]:
+def run_of(kind: str, seed: int) -> dict:
+    """Of the study on photographs, with its usual setting."""
+    return {"kind": kind, "seed": seed, "epochs": EPOCHS, "size": PIXELS}
+
+
+def transfer_once(job: dict, folder: Path, runs: Path, where: dict, train: Callable[[list[str]], int],
+                  networks: Path | None = None) -> list[dict]:
     """The rows of one network.  An interrupted training resumes from its last epoch.
 
-    train: the detection command, detection.main.
+    train: the detection command, detection.main.  networks: as in transfer_jobs().
     """
-    measured = look_at_masks(job, folder) if job["task"] == "cam" else train_on(job, folder, runs, train)
+    measured = look_at_masks(job, folder, networks) if job["task"] == "cam" else train_on(job, folder, runs, train)
     return [job | {"measure": name, "value": f"{value:.5f}", "n": n} | where for name, value, n in measured]
 
 
@@ -74,18 +85,19 @@ def train_on(job: dict, folder: Path, runs: Path, train: Callable[[list[str]], i
 
 # --- Grad-CAM in masks ------------------------------------------------------------------------------------------------
 
-def look_at_masks(job: dict, folder: Path) -> list[tuple[str, float, int]]:
-    """The new classifier's accuracy, and looks.box_scores() with masks for boxes."""
-    path = trained(f"photographs_{job['kind']}", job["seed"])
+def look_at_masks(job: dict, folder: Path, networks: Path | None) -> list[tuple[str, float, int]]:
+    """The new classifier's accuracy, and looks.box_scores() and moved_scores() with masks for boxes."""
+    kind, seed = job["kind"], job["seed"]
+    path = run_folder(networks, run_of(kind, seed)) / "last.pt" if networks else trained(f"photographs_{kind}", seed)
     content = read_file(path)
-    net = create_model(KINDS[job["kind"]][1], len(content["classes"]))
+    net = study_network(kind, seed, len(content["classes"]))
     load_exactly(net, content, path)
     net = fuse(net.eval())
     learn, test = (pictures_with_masks(folder, split, job["size"]) for split in ("train", "val"))
     net.fc = new_classifier(features(net, learn.x), learn.y, len(learn.classes))
     right = (net.fc(features(net, test.x)).argmax(1) == test.y).float().mean().item()
-    return [("top1", right, len(test.y))] + [(f"{measure}, {name}", value, n)
-                                             for _, name, measure, value, n in box_scores(net, test)]
+    scores = box_scores(net, test) + moved_scores(net, test)
+    return [("top1", right, len(test.y))] + [(f"{measure}, {name}", value, n) for _, name, measure, value, n in scores]
 
 
 def pictures_with_masks(folder: Path, split: str, size: int) -> Pictures:
@@ -136,19 +148,25 @@ def transferred(rows: Sequence[dict], task: str, kind: str, measure: str) -> dic
 
 
 def transfer_table(rows: Sequence[dict]) -> str:
-    """For each training and measure: both means over seeds, and the difference of pairs with its 95 % interval."""
+    """For each training, kind and measure: the mean over seeds beside the plain twin's, and the difference of pairs
+    with its 95 % interval."""
     lines = []
     groups: dict[tuple[str, ...], list[dict]] = {}
     for row in rows:
         groups.setdefault((row["task"], row["data"], row["epochs"], row["size"]), []).append(row)
     for (task, data, epochs, size), here in groups.items():
-        lines += ["", f"{task} on {data}, {epochs} epochs at {size} px; in %", "",
-                  f"{'':28} {'pairs':>5}  {KINDS['scnet'][0]:>10}  {KINDS['plain'][0]:>10}  difference  95 % interval"]
-        for measure in dict.fromkeys(row["measure"] for row in here):
-            scnet, plain = (transferred(here, task, kind, measure) for kind in PAIR)
-            if len(seeds := [seed for seed in scnet if seed in plain]) > 1:
-                mean, low, high = (100 * value for value in paired(scnet, plain))
-                both = (100 * sum(kind[seed] for seed in seeds) / len(seeds) for kind in (scnet, plain))
-                lines.append(f"{measure:28} {len(seeds):5}  {next(both):10.2f}  {next(both):10.2f}  {mean:+10.2f}  "
-                             f"{low:+.2f} to {high:+.2f}")
+        for kind in [kind for kind in KINDS if kind != "plain"]:
+            found = []
+            for measure in dict.fromkeys(row["measure"] for row in here):
+                own, plain = (transferred(here, task, one, measure) for one in (kind, "plain"))
+                if len(seeds := [seed for seed in own if seed in plain]) > 1:
+                    mean, low, high = (100 * value for value in paired(own, plain))
+                    both = (100 * sum(one[seed] for seed in seeds) / len(seeds) for one in (own, plain))
+                    found.append(f"{measure:34} {len(seeds):5}  {next(both):10.2f}  {next(both):10.2f}  {mean:+10.2f}  "
+                                 f"{low:+.2f} to {high:+.2f}")
+            if found:
+                lines += ["", f"{task} on {data}, {epochs} epochs at {size} px; in %; {KINDS[kind][0]} and "
+                              f"{KINDS['plain'][0]}", "",
+                          f"{'':34} {'pairs':>5}  {'the former':>10}  {'the latter':>10}  difference  95 % interval",
+                          *found]
     return "\n".join(lines[1:]) or "no runs yet"
