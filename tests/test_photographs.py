@@ -6,7 +6,7 @@ import torch
 
 from scnet_minimal.lab.study import __main__ as study
 from scnet_minimal.lab.study import compare, photographs
-from scnet_minimal.lab.study.record import append_row, read_rows, setting
+from scnet_minimal.lab.study.record import STUDIES, append_row, read_rows, recorded, setting
 from scnet_minimal.lab.train.checkpoint import Keeper, read_checkpoint
 from scnet_minimal.lab.zoo import create_model
 from scnet_minimal.weights import load_weights
@@ -207,3 +207,16 @@ def test_bits_come_back_as_they_were():
         assert (photographs.unpack(row) == right).all()
 
 
+# --- the page of the record -------------------------------------------------------------------------------------------
+
+@pytest.mark.slow
+def test_the_page_shows_the_tables_of_the_record():
+    page, rows = (STUDIES / "README.md").read_text(encoding="utf-8"), recorded("photographs")
+    assert photographs.photographs_table(rows) in page
+    first, again = (photographs.right_by_kind(some) for some in (rows, recorded("photographs_again")))
+    twins, *ours = (np.array([100 * right.mean() for right in seeds.values()])
+                    for seeds in (first["plain"], first["scnet"], again["scnet"]))
+    once, twice = (own - twins for own in ours)
+    for differences in (once, twice, (once + twice) / 2):
+        line = "| {:+.2f} | {:+.2f} to {:+.2f} |".format(*photographs.t_interval(differences))
+        assert line.replace("-", "−") in page

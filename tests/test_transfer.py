@@ -9,7 +9,8 @@ from scnet_minimal.lab import detection
 from scnet_minimal.lab.errors import UserError
 from scnet_minimal.lab.study import __main__ as study
 from scnet_minimal.lab.study import photographs, transfer
-from scnet_minimal.lab.study.record import append_row, read_rows, setting
+from scnet_minimal.lab.study.record import STUDIES, append_row, read_rows, recorded, setting
+from scnet_minimal.lab.train.checkpoint import read_file, write_torch
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
@@ -26,7 +27,7 @@ def folder(tmp_path_factory):
 
 
 def job(task, kind="scnet", seed=0):
-    return {"task": task, "data": "coco", "kind": kind, "seed": seed, "epochs": 1, "size": 32}
+    return {"task": task, "data": "coco", "networks": "trained", "kind": kind, "seed": seed, "epochs": 1, "size": 32}
 
 
 def test_a_setting_that_is_given_replaces_the_usual_one_and_seeds_come_in_pairs(tmp_path):
@@ -69,7 +70,7 @@ def test_trained_networks_become_rows_that_pair_and_a_finished_training_is_not_r
     rows = read_rows(table)
     assert {row["measure"] for row in rows} >= {"miou", "mask_ap", "box_ap", "top1", "energy, own"}
     assert all(0 <= float(row["value"]) <= 1 for row in rows if row["measure"] in ("miou", "mask_ap", "top1"))
-    log = tmp_path / "runs" / "segment_coco_scnet_0_1_32" / "log.txt"
+    log = tmp_path / "runs" / "segment_coco_trained_scnet_0_1_32" / "log.txt"
     assert log.read_text().count("epoch 1/1") == 1
     again = transfer.transfer_once(job("segment"), folder, tmp_path / "runs", setting("native", 1), detection.main)
     assert {row["measure"]: row["value"] for row in again}["miou"] == rows[0]["value"]
@@ -88,19 +89,22 @@ def test_grad_cam_looks_at_every_finished_network_of_the_study_on_photographs(fo
     command = ["transfer", str(folder), "--task", "cam", "--networks", str(runs), "--out", str(table)]
     assert study.main(command) == 2 and "no finished run" in capsys.readouterr().err
     for kind, seed in [("plain", 0), ("r1", 0), ("added", 0), ("plain", 1), ("r1", 1)]:
-        photographs.train_kind(transfer.run_of(kind, seed), data, runs)
+        photographs.train_kind(transfer.photographs_run(kind, seed), data, runs)
+    begun = photographs.run_folder(runs, transfer.photographs_run("no_gate", 0))
+    begun.mkdir()
+    state = read_file(photographs.run_folder(runs, transfer.photographs_run("r1", 0)))
+    write_torch(begun / "last.pt", state | {"epoch": 0})        # has not run to its end
     jobs = transfer.transfer_jobs("cam", folder, None, None, runs)
-    assert [(one["kind"], one["seed"]) for one in jobs] == [("plain", 0), ("plain", 1), ("r1", 0), ("r1", 1)]
+    assert [(one["kind"], one["seed"]) for one in jobs] == [("plain", 0), ("r1", 0), ("plain", 1), ("r1", 1)]
     for one in jobs:
         append_row(table, *transfer.transfer_once(one, folder, runs, setting("native", 1), detection.main, runs))
     moved = transfer.transferred(read_rows(table), "cam", "r1", "energy, own, moved")
     assert list(moved) == ["0", "1"] and all(0 <= value <= 1 for value in moved.values())
     assert study.main(["transfer", "--table", "--out", str(table)]) == 0
-    assert "SCNet, r = 1 and plain twin" in capsys.readouterr().out
+    assert "networks runs; in %; SCNet, r = 1 − plain twin" in capsys.readouterr().out
 
 
 def test_networks_go_with_grad_cam_only(folder, tmp_path, capsys):
-    pytest.importorskip("pycocotools")
     assert study.main(["transfer", str(folder), "--networks", str(tmp_path)]) == 2
     assert "--networks goes with --task cam" in capsys.readouterr().err
 
@@ -114,3 +118,9 @@ def test_a_training_that_ends_early_says_where_to_look(folder, tmp_path, monkeyp
 
 def test_the_command_asks_for_a_folder(capsys):
     assert study.main(["transfer"]) == 2 and "needs a folder" in capsys.readouterr().err
+
+
+def test_the_page_shows_lines_of_the_records_table():
+    page = (STUDIES / "README.md").read_text(encoding="utf-8")
+    shown = page[page.index("segment on camvid"):].partition("```")[0].strip().splitlines()
+    assert len(shown) > 20 and set(shown) <= set(transfer.transfer_table(recorded("transfer")).splitlines())

@@ -184,8 +184,7 @@ def run_looks(args: argparse.Namespace) -> None:
         return
     jobs = looks.look_jobs(args.runs, args.epochs, args.size)
     if not jobs:
-        raise UserError(f"{args.runs} holds no finished run of {args.epochs} epochs at {args.size} px: train some with "
-                        f"{COMMAND} photographs.")
+        raise UserError(photographs.nothing_finished(args.runs, args.epochs, args.size))
     work = partial(looks.look_once, folder=str(locate(args.data, download=True).resolve()), runs=args.runs,
                    where=setting("native", 1))
     ran = record(args.out, jobs, work, key=looks.LOOK, processes=args.processes)
@@ -195,14 +194,15 @@ def run_looks(args: argparse.Namespace) -> None:
 def add_transfer(commands) -> None:
     parser = commands.add_parser(
         "transfer", help="class maps, masks, Grad-CAM in masks: the photographs' networks on other photographs",
-        description="Trains the networks of data/trained/photographs_*.pt on a folder in COCO's layout, SCNet and its "
-                    "plain twin in pairs, and appends the results of each to a table. Runs that the table has already "
-                    "are left out; one that was interrupted resumes from its last epoch.")
+        description="Carries the networks of the study on photographs over to a folder in COCO's layout: trained on it "
+                    "(segment, mask), or as they are, with Grad-CAM scored in its masks (cam). Appends the results to "
+                    "a table; runs that it has already are left out, and one that was interrupted resumes.")
     parser.add_argument("data", metavar="DIR", nargs="?", help="a folder in COCO's layout, or pets")
     parser.add_argument("--task", choices=tuple(transfer.SCHEDULES), default="segment",
                         help="segment (default): FCN; mask: Mask R-CNN; cam: a new classifier, and Grad-CAM in masks")
     parser.add_argument("--networks", type=place, metavar="DIR",
-                        help="for cam: all that photographs left there (default: the three pairs of data/trained)")
+                        help="for cam: checkpoints of photographs, SCNet, plain twin, r = 1 and no gate (default: the "
+                             "three pairs of data/trained)")
     parser.add_argument("--epochs", type=Number(int, 1, 10**6), metavar="N", help="default 8 for segment, 6 for mask")
     parser.add_argument("--size", type=Number(int, 32, 4096), metavar="PX",
                         help="shorter side of the images (default 180 for segment, 128 for mask)")
@@ -222,13 +222,13 @@ def run_transfer(args: argparse.Namespace) -> None:
         return
     if not args.data:
         raise UserError("transfer needs a folder in COCO's layout, or pets (see --help)")
-    folder = locate(args.data, download=True).resolve()
-    need_pycocotools()
     if args.networks and args.task != "cam":
         raise UserError(f"--networks goes with --task cam; {args.task} starts from data/trained. Leave it out.")
+    folder = locate(args.data, download=True).resolve()
+    need_pycocotools()
     jobs = transfer.transfer_jobs(args.task, folder, args.epochs, args.size, args.networks)
     if not jobs:
-        raise UserError(f"{args.networks} holds no finished run: train some with {COMMAND} photographs.")
+        raise UserError(photographs.nothing_finished(args.networks, photographs.EPOCHS, photographs.PIXELS))
     work = partial(transfer.transfer_once, folder=folder, runs=args.runs, where=setting("native", 1),
                    train=detection.main, networks=args.networks)
     ran = record(args.out, jobs, work, key=transfer.TRANSFER, processes=args.processes)

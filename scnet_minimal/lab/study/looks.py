@@ -271,13 +271,13 @@ def looks_table(rows: Sequence[dict]) -> str:
     for where in dict.fromkeys((row["epochs"], row["size"]) for row in rows):
         here = [row for row in rows if (row["epochs"], row["size"]) == where]
         lines += ["", f"runs of {where[0]} epochs at {where[1]} px; shares in %, sides in px", "",
-                  f"{'':49}  n " + "".join(f"{stage:>15}" for stage in columns)]
-        for look, kind, measure, name in sorted({(row["look"], row["kind"], row["measure"], row["treatment"])
-                                                 for row in here}, key=lambda group: list(LOOKS).index(group[0])):
+                  f"{'':67}  n " + "".join(f"{stage:>15}" for stage in columns)]
+        groups = dict.fromkeys((row["look"], row["kind"], row["measure"], row["treatment"]) for row in here)
+        for look, kind, measure, name in sorted(groups, key=lambda group: list(LOOKS).index(group[0])):
             by_stage = {stage: list(looked(here, kind, measure, name, stage).values()) for stage in columns}
             unit = 1 if measure in ("half", "nine tenths", "above") else 100
             cells = [f"{unit * one.mean:8.2f} ±{unit * (one.high - one.mean):5.2f}" if one else "" for one in
                      (t_interval(values) if len(values) > 1 else None for values in by_stage.values())]
-            lines.append(f"{look + ', ' + KINDS[kind][0] + ', ' + measure + ', ' + name:49.49} "
+            lines.append(f"{look + ', ' + KINDS[kind][0] + ', ' + measure + ', ' + name:67} "
                          f"{max(map(len, by_stage.values())):2} " + "".join(f"{cell:>15}" for cell in cells))
     return "\n".join(lines[1:]) or "no looks yet"

@@ -133,6 +133,12 @@ def finished(runs: Path, job: dict) -> bool:
     return (folder / "last.pt").is_file() and read_checkpoint(folder)["epoch"] >= job["epochs"]
 
 
+def nothing_finished(runs: Path, epochs: int, size: int) -> str:
+    """What to tell a user whose folder of checkpoints has none to look at."""
+    return (f"{runs} holds no finished run of {epochs} epochs at {size} px. Train: python -m scnet_minimal.lab.study "
+            f"photographs --runs {runs} --out {runs}.csv (a new table: what a table has is not trained again).")
+
+
 def train_kind(job: dict, folder: str, runs: Path, device: str = "cpu") -> dict:
     """Train job["kind"] with job["seed"] for job["epochs"] at job["size"] px, and the row of it.
 

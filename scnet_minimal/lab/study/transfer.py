@@ -10,6 +10,7 @@ the detection command (its last epoch counts, no matter which was best): norms f
 rate for both kinds.  A row of the table is one number of one network:
 
     task, data, kind, seed, epochs, size        what was trained; data is the folder's name
+    networks                                    "trained": of data/trained; else the name of the folder of checkpoints
     measure, value, n                           and on how many pictures of the validation split
 
     python -m scnet_minimal.lab.study transfer DIR --task segment       adds to data/studies/transfer.csv, and resumes
@@ -29,11 +30,12 @@ from ..detect.coco import CocoFolder
 from ..errors import UserError
 from ..train.checkpoint import load_exactly, read_checkpoint, read_file
 from ..zoo import trained
-from .looks import LOOKS, Pictures, batches, box_scores, moved_scores, paired
+from .looks import Pictures, batches, box_scores, moved_scores, paired
 from .photographs import EPOCHS, KINDS, PIXELS, finished, in_order, run_folder, study_network
 
-PAIR, SEEDS = ("scnet", "plain"), 3
-TRANSFER = ("task", "data", "kind", "seed", "epochs", "size")        # of a row: what makes two runs the same run
+PAIR, KEPT_SEEDS = ("scnet", "plain"), 3                # of data/trained
+MAPPED = ("scnet", "plain", "r1", "no_gate")            # whose maps are looked at, if there are checkpoints
+TRANSFER = ("task", "data", "networks", "kind", "seed", "epochs", "size")   # of a row: what makes two runs the same
 SCHEDULES = {"segment": {"epochs": 8, "size": 180}, "mask": {"epochs": 6, "size": 128},
              "cam": {"epochs": 0, "size": PIXELS}}
 FLAGS = {"segment": ["-b", "4", "--lr", "0.02"], "mask": ["-b", "4", "--lr", "0.01", "--channels", "64"]}
@@ -42,17 +44,19 @@ PENALTY = 1e-3          # of the new classifier's weights, squared
 
 def transfer_jobs(task: str, folder: Path, epochs: int | None, size: int | None,
                   networks: Path | None = None) -> list[dict]:
-    """Pair by pair.  networks, for cam: a folder of checkpoints, of which every finished one is looked at."""
+    """Pair by pair.  networks, for cam: a folder of checkpoints, of which every finished one of MAPPED is looked at."""
     given = {"epochs": epochs, "size": size} if task != "cam" else {}
     settings = SCHEDULES[task] | {name: value for name, value in given.items() if value is not None}
-    which = [(kind, seed) for seed in range(SEEDS) for kind in PAIR]
+    which = [(kind, seed) for seed in range(KEPT_SEEDS) for kind in PAIR]
     if networks:
         which = [(kind, seed) for kind, seed in in_order()
-                 if kind in LOOKS["moved"] and finished(networks, run_of(kind, seed))]
-    return [{"task": task, "data": folder.name, "kind": kind, "seed": seed} | settings for kind, seed in which]
+                 if kind in MAPPED and finished(networks, photographs_run(kind, seed))]
+    source = networks.resolve().name if networks else "trained"
+    return [{"task": task, "data": folder.name, "networks": source, "kind": kind, "seed": seed} | settings
+            for kind, seed in which]
 
 
-def run_of(kind: str, seed: int) -> dict:
+def photographs_run(kind: str, seed: int) -> dict:
     """Of the study on photographs, with its usual setting."""
     return {"kind": kind, "seed": seed, "epochs": EPOCHS, "size": PIXELS}
 
@@ -88,7 +92,10 @@ def train_on(job: dict, folder: Path, runs: Path, train: Callable[[list[str]], i
 def look_at_masks(job: dict, folder: Path, networks: Path | None) -> list[tuple[str, float, int]]:
     """The new classifier's accuracy, and looks.box_scores() and moved_scores() with masks for boxes."""
     kind, seed = job["kind"], job["seed"]
-    path = run_folder(networks, run_of(kind, seed)) / "last.pt" if networks else trained(f"photographs_{kind}", seed)
+    if networks:
+        path = run_folder(networks, photographs_run(kind, seed)) / "last.pt"
+    else:
+        path = trained(f"photographs_{kind}", seed)
     content = read_file(path)
     net = study_network(kind, seed, len(content["classes"]))
     load_exactly(net, content, path)
@@ -153,20 +160,20 @@ def transfer_table(rows: Sequence[dict]) -> str:
     lines = []
     groups: dict[tuple[str, ...], list[dict]] = {}
     for row in rows:
-        groups.setdefault((row["task"], row["data"], row["epochs"], row["size"]), []).append(row)
-    for (task, data, epochs, size), here in groups.items():
-        for kind in [kind for kind in KINDS if kind != "plain"]:
+        groups.setdefault(tuple(row[name] for name in ("task", "data", "networks", "epochs", "size")), []).append(row)
+    for (task, data, networks, epochs, size), here in groups.items():
+        for kind in KINDS:
             found = []
             for measure in dict.fromkeys(row["measure"] for row in here):
                 own, plain = (transferred(here, task, one, measure) for one in (kind, "plain"))
-                if len(seeds := [seed for seed in own if seed in plain]) > 1:
+                seeds = [seed for seed in own if seed in plain and kind != "plain"]
+                if len(seeds) > 1:
+                    first, second = (100 * sum(one[seed] for seed in seeds) / len(seeds) for one in (own, plain))
                     mean, low, high = (100 * value for value in paired(own, plain))
-                    both = (100 * sum(one[seed] for seed in seeds) / len(seeds) for one in (own, plain))
-                    found.append(f"{measure:34} {len(seeds):5}  {next(both):10.2f}  {next(both):10.2f}  {mean:+10.2f}  "
+                    found.append(f"{measure:34} {len(seeds):5}  {first:10.2f}  {second:10.2f}  {mean:+10.2f}  "
                                  f"{low:+.2f} to {high:+.2f}")
             if found:
-                lines += ["", f"{task} on {data}, {epochs} epochs at {size} px; in %; {KINDS[kind][0]} and "
-                              f"{KINDS['plain'][0]}", "",
-                          f"{'':34} {'pairs':>5}  {'the former':>10}  {'the latter':>10}  difference  95 % interval",
-                          *found]
+                lines += ["", f"{task} on {data}, {epochs} epochs at {size} px, networks {networks}; in %; "
+                              f"{KINDS[kind][0]} − {KINDS['plain'][0]}", "",
+                          f"{'':34} {'pairs':>5}  {'first':>10}  {'plain twin':>10}  difference  95 % interval", *found]
     return "\n".join(lines[1:]) or "no runs yet"
