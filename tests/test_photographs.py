@@ -214,9 +214,9 @@ def test_the_page_shows_the_tables_of_the_record():
     page, rows = (STUDIES / "README.md").read_text(encoding="utf-8"), recorded("photographs")
     assert photographs.photographs_table(rows) in page
     first, again = (photographs.right_by_kind(some) for some in (rows, recorded("photographs_again")))
-    twins, *ours = (np.array([100 * right.mean() for right in seeds.values()])
+    twins, *ours = (np.array([right.mean() for right in seeds.values()])
                     for seeds in (first["plain"], first["scnet"], again["scnet"]))
     once, twice = (own - twins for own in ours)
     for differences in (once, twice, (once + twice) / 2):
-        line = "| {:+.2f} | {:+.2f} to {:+.2f} |".format(*photographs.t_interval(differences))
-        assert line.replace("-", "−") in page
+        mean, low, high = (100 * value for value in photographs.t_interval(differences))
+        assert f"| {mean:+.2f} | {low:+.2f} to {high:+.2f} |".replace("-", "−") in page
