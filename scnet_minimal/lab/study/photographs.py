@@ -136,7 +136,8 @@ def finished(runs: Path, job: dict) -> bool:
 def nothing_finished(runs: Path, epochs: int, size: int) -> str:
     """What to tell a user whose folder of checkpoints has none to look at."""
     return (f"{runs} holds no finished run of {epochs} epochs at {size} px. Train: python -m scnet_minimal.lab.study "
-            f"photographs --runs {runs} --out {runs}.csv (a new table: what a table has is not trained again).")
+            f"photographs --epochs {epochs} --size {size} --runs {runs} --out {runs}.csv (a new table: what a table "
+            "has is not trained again).")
 
 
 def train_kind(job: dict, folder: str, runs: Path, device: str = "cpu") -> dict:

@@ -163,11 +163,12 @@ def transfer_table(rows: Sequence[dict]) -> str:
         groups.setdefault(tuple(row[name] for name in ("task", "data", "networks", "epochs", "size")), []).append(row)
     for (task, data, networks, epochs, size), here in groups.items():
         for kind in KINDS:
+            if kind == "plain":
+                continue
             found = []
             for measure in dict.fromkeys(row["measure"] for row in here):
                 own, plain = (transferred(here, task, one, measure) for one in (kind, "plain"))
-                seeds = [seed for seed in own if seed in plain and kind != "plain"]
-                if len(seeds) > 1:
+                if len(seeds := [seed for seed in own if seed in plain]) > 1:
                     first, second = (100 * sum(one[seed] for seed in seeds) / len(seeds) for one in (own, plain))
                     mean, low, high = (100 * value for value in paired(own, plain))
                     found.append(f"{measure:34} {len(seeds):5}  {first:10.2f}  {second:10.2f}  {mean:+10.2f}  "
